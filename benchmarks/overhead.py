@@ -1,0 +1,163 @@
+"""What recording costs: whole fits, interleaved in one process, as ratios to Lightning alone.
+
+    python benchmarks/overhead.py --rows anchor --rounds 5 --steps 100
+
+Every round fits each variant once, in turn, on the same batches from the same initialization, and
+times it from the first batch to the end of training. A ratio is taken within a round; the table
+gives the median over the rounds, with the smallest and largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
+from lit_gamma.callbacks import Condensation, EffectiveRank, TokenLoss, WeightNorms
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model and a batch size."""
+
+    transformer: TransformerConfig
+    batch_size: int
+
+
+ROWS = {
+    "anchor": Row(TransformerConfig(110, 9, 2, 1, 128, gate="none", position="learned"), 256),
+    "6 layers d=256": Row(TransformerConfig(257, 128, 6, 4, 256), 64),
+    "gpt2": Row(TransformerConfig(50304, 1024, 12, 12, 768, tie_embeddings=True), 1),
+}
+
+
+class Naive(lightning.Callback):
+    """What one would write first: svdvals and all cosines of every matrix, logged one by one."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for m in neurons(pl_module):
+            rows = torch.nn.functional.normalize(m.weight, dim=1)
+            columns = torch.nn.functional.normalize(m.weight, dim=0)
+            s = torch.linalg.svdvals(m.weight)
+            p = s / s.sum()
+            pl_module.log(f"{m.name}/rank", torch.exp(-(p * p.clamp(min=1e-12).log()).sum()))
+            pl_module.log(f"{m.name}/row_cosine", (rows @ rows.T).abs().mean())
+            pl_module.log(f"{m.name}/column_cosine", (columns.T @ columns).abs().mean())
+            pl_module.log(f"{m.name}/norm", m.weight.norm())
+
+
+class Clock(lightning.Callback):
+    """Milliseconds per step, the first step left out."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:  # the first step warms up
+            self.start, self.first = time.perf_counter(), trainer.global_step
+
+    def on_train_end(self, trainer, pl_module):
+        self.ms = (time.perf_counter() - self.start) * 1e3 / (trainer.global_step - self.first)
+
+
+class Batches(lightning.LightningDataModule):
+    """Random tokens, the same in every fit."""
+
+    def __init__(self, row: Row, steps: int) -> None:
+        super().__init__()
+        shape = row.transformer
+        generator = torch.Generator().manual_seed(0)
+        size = (steps * row.batch_size, shape.context_length)
+        ids = torch.randint(shape.vocab_size, size, generator=generator)
+        self.loader = DataLoader(
+            TensorDataset(ids), batch_size=row.batch_size, collate_fn=self.collate
+        )
+
+    @staticmethod
+    def collate(samples: list[tuple[Tensor]]) -> dict[str, Tensor]:
+        ids = torch.stack([sample[0] for sample in samples])
+        return {"input_ids": ids, "labels": ids.roll(-1, 1)}
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader
+
+
+def module(row: Row) -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(row.transformer, 0.8, optimizer=OptimizerConfig(warmup_steps=10))
+
+
+def bare(row: Row, steps: int) -> float:
+    model = module(row)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    for step, batch in enumerate(Batches(row, steps).loader):
+        if step == 1:
+            start = time.perf_counter()
+        logits = model(batch["input_ids"])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return (time.perf_counter() - start) * 1e3 / (steps - 1)
+
+
+def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int], float]:
+    def run(row: Row, steps: int) -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            lightning.Trainer(
+                accelerator="cpu",
+                max_steps=steps,
+                gradient_clip_val=1.0,
+                logger=TensorBoardLogger(folder, default_hp_metric=False),
+                callbacks=[*(kind() for kind in kinds), clock],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(module(row), Batches(row, steps))
+        return clock.ms
+
+    return run
+
+
+VARIANTS = {
+    "bare loop": bare,
+    "Lightning": fitted(),
+    "lit-gamma, every step": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss),
+    "naive callback": fitted(Naive),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", nargs="+", default=["anchor", "6 layers d=256"], choices=ROWS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_flush_denormal(True)
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, {args.rounds} rounds of {args.steps} steps")  # fmt: skip
+    print("| row | variant | ms per step | ÷ Lightning |\n|---|---|---|---|")
+    for name in args.rows:
+        rounds = [{v: f(ROWS[name], args.steps) for v, f in VARIANTS.items()}
+                  for _ in range(args.rounds)]  # fmt: skip
+        for variant in VARIANTS:
+            ms = np.median([r[variant] for r in rounds])
+            ratio = np.array([r[variant] / r["Lightning"] for r in rounds])
+            spread = f"{np.median(ratio):.3f} ({ratio.min():.3f} .. {ratio.max():.3f})"
+            print(f"| {name} | {variant} | {ms:.1f} | {spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

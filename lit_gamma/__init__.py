@@ -1,0 +1,21 @@
+"""γ-initialized transformers whose developmental trajectory is recorded at every step."""
+
+from lit_gamma.errors import InputError
+from lit_gamma.init import Audit, gamma_init_
+from lit_gamma.language_model import LanguageModel, OptimizerConfig
+from lit_gamma.neurons import NeuronMatrix, neurons
+from lit_gamma.transformer import Transformer, TransformerConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Audit",
+    "InputError",
+    "LanguageModel",
+    "NeuronMatrix",
+    "OptimizerConfig",
+    "Transformer",
+    "TransformerConfig",
+    "gamma_init_",
+    "neurons",
+]

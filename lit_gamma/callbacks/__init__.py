@@ -1,0 +1,24 @@
+"""Callbacks that record the developmental trajectory, and what is needed to write one."""
+
+from lit_gamma.callbacks.base import TrajectoryCallback
+from lit_gamma.callbacks.batches import BatchTrajectory
+from lit_gamma.callbacks.condensation import Condensation
+from lit_gamma.callbacks.effective_rank import EffectiveRank
+from lit_gamma.callbacks.run_summary import RunSummary
+from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.token_loss import TokenLoss
+from lit_gamma.callbacks.weight_norms import WeightNorms
+from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
+
+__all__ = [
+    "BatchTrajectory",
+    "Condensation",
+    "EffectiveRank",
+    "RunSummary",
+    "Schedule",
+    "TokenLoss",
+    "TrajectoryCallback",
+    "WeightGroup",
+    "WeightNorms",
+    "WeightTrajectory",
+]

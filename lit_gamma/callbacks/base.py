@@ -1,0 +1,211 @@
+"""What a trajectory callback is: name quantities, say when, and the base class records them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.tensorboard import grouped_charts, tensorboard_writer
+from lit_gamma.recorder import Index, Recorder, read_batches
+
+EVERY_STEP = Schedule(every=1)
+
+FLUSH_EVERY = 100
+"""Recorded steps between two writes."""
+
+
+class TrajectoryCallback(Callback):
+    """Records named quantities at the steps of a schedule.
+
+    The x-axis is the number of optimizer steps taken, ``trainer.global_step``: what is recorded at
+    step t belongs to the weights W_t. Gradient accumulation therefore records once per optimizer
+    step. All ranks measure, rank 0 writes. A record goes on across a resume without gaps or
+    duplicates.
+
+    Subclasses implement :meth:`observe`; for quantities of weight matrices or of training batches,
+    see :class:`WeightTrajectory` and :class:`BatchTrajectory`.
+
+    Args:
+        schedule: The steps to record.
+
+    Attributes:
+        seconds: Time spent in this callback while training, on the host; what several callbacks
+            share is on the first one's bill.
+        meanings: What each quantity is, with range and unit; stored in the file's schema.
+        charts: Grouped charts in TensorBoard: title, and the quantities shown as lines.
+    """
+
+    meanings: ClassVar[Mapping[str, str]] = {}
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def __init__(self, schedule: Schedule = EVERY_STEP) -> None:
+        self.schedule = schedule
+        self.recorder: Recorder | None = None
+        self.seconds = 0.0
+        self._path: Path | None = None
+        self._last_step = -1
+
+    @property
+    def name(self) -> str:
+        """Name of the table and first part of the tags: the class name in snake case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        return f"lit_gamma.{self.name}"
+
+    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+        """Measures the quantities of the current weights.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module, with the weights W_t of t = ``trainer.global_step``.
+
+        Returns:
+            For each quantity a tensor of shape (n_items,) on any device; always the same names.
+        """
+        raise NotImplementedError
+
+    def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
+        """Names what the rows of one step are about.
+
+        Args:
+            pl_module: The module that is trained.
+
+        Returns:
+            The columns that tell the items apart, and the items' labels in TensorBoard. None by
+            default: one row per step.
+        """
+        return {}, []
+
+    def nulls(self, pl_module: LightningModule) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Expected values for random matrices: quantity to array of shape (n_items,)."""
+        return {}
+
+    def record(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Appends the values of a step to the record."""
+        if self.recorder is not None:
+            self.recorder.append(step, values)
+        self._last_step = step
+        if self.recorder is not None and len(self.recorder) >= FLUSH_EVERY:
+            self.recorder.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the record, or continues it after a resume, and takes W_0."""
+        self.seconds = 0.0
+        log_dir = trainer.log_dir or trainer.default_root_dir
+        if trainer.global_step == 0:
+            self._last_step = -1
+        kept = self._earlier_rows()
+        self._path = Path(log_dir, "trajectory", f"{self.name}.arrow").absolute()
+        if trainer.is_global_zero:
+            index, labels = self.items(pl_module)
+            self.recorder = Recorder(
+                self._path,
+                index,
+                labels,
+                self.nulls(pl_module),
+                self.meanings,
+                {
+                    "callback": type(self).__qualname__,
+                    "seed": os.environ.get("PL_GLOBAL_SEED"),
+                    "hyperparameters": {
+                        k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
+                    },
+                },
+                tensorboard_writer(trainer),
+                kept,
+            )
+            self._write_layout(trainer, pl_module)
+        self.observe_if_due(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Records W_t if an optimizer step has just made it."""
+        with self.billed():
+            self.observe_if_due(trainer, pl_module)
+
+    @contextmanager
+    def billed(self) -> Iterator[None]:
+        """Adds the time spent inside to :attr:`seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is pending."""
+        if self.recorder is not None:
+            with self.billed():
+                self.recorder.flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what is pending and ends the file."""
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Loses nothing when training is interrupted."""
+        self.on_train_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning hook: where the record is and how far it goes; writes what is pending."""
+        if self.recorder is not None:
+            self.recorder.flush()
+        return {"path": str(self._path), "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning hook: see :meth:`state_dict`."""
+        self._path, self._last_step = Path(state_dict["path"]), state_dict["last_step"]
+
+    def observe_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the current weights, unless they are recorded already or not due."""
+        step = trainer.global_step
+        if step > self._last_step and self.schedule.due(step):
+            with torch.no_grad():
+                self.record(step, self.observe(trainer, pl_module))
+
+    def _write_layout(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """TensorBoard keeps one layout per run, so the first trajectory callback writes for all."""
+        callbacks = trajectory_callbacks(trainer)
+        writer = tensorboard_writer(trainer)
+        if writer is not None and callbacks[0] is self:
+            items = {c: c.items(pl_module) for c in callbacks if c.charts}
+            outcomes_first = sorted(items, key=lambda c: len(items[c][1]))
+            writer.add_custom_scalars(
+                {c.name: grouped_charts(c.name, c.charts, *items[c]) for c in outcomes_first}
+            )
+
+    def _earlier_rows(self) -> list[Any]:
+        """Rows up to the checkpoint that training goes on from."""
+        if self._last_step < 0 or self._path is None:
+            return []
+        if not self._path.is_file():
+            rank_zero_warn(
+                f"{self.name}: the record up to step {self._last_step} is no longer at "
+                f"{self._path}; the new record starts after it"
+            )
+            return []
+        return read_batches(self._path, self._last_step)
+
+
+def trajectory_callbacks(trainer: Trainer) -> list[TrajectoryCallback]:
+    """The trainer's trajectory callbacks, in its order."""
+    return [c for c in trainer.callbacks if isinstance(c, TrajectoryCallback)]  # type: ignore[attr-defined]

@@ -1,0 +1,60 @@
+"""Effective rank: in how many directions does a weight matrix act?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_gamma import metrics
+from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
+
+
+class EffectiveRank(WeightTrajectory):
+    """Records three ranks of every weight matrix, from its singular values s.
+
+    They see different parts of the spectrum: the effective rank is slow to move, the participation
+    ratio and the stable rank follow the few largest values.
+
+    Logged, as ``effective_rank/<quantity>_over_null/<matrix>``; n x d is the matrix's shape:
+
+    =================== ============================= ============== ==============================
+    quantity            meaning                       range          null, see ``lit_gamma.metrics``
+    =================== ============================= ============== ==============================
+    effective_rank      exp(-Σ p ln p), p = s / Σ s   1 .. min(n, d) Marchenko-Pastur quadrature
+    participation_ratio (Σ s²)² / Σ s⁴                1 .. min(n, d) (nd + 2) / (n + d + 1)
+    stable_rank         Σ s² / max s²                 1 .. min(n, d) ≈ nd / (√n + √d)²
+    =================== ============================= ============== ==============================
+
+    Args:
+        schedule: The steps to record.
+    """
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "effective_rank": "exp of the entropy of s / sum(s) (Roy & Vetterli 2007); 1..min(n, d)",
+        "participation_ratio": "sum(s^2)^2 / sum(s^4); 1..min(n, d)",
+        "stable_rank": "sum(s^2) / max(s^2); 1..min(n, d)",
+    }
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "effective rank ÷ null": ["effective_rank_over_null"],
+        "participation ratio ÷ null": ["participation_ratio_over_null"],
+        "stable rank ÷ null": ["stable_rank_over_null"],
+    }
+
+    def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
+        """See :class:`WeightTrajectory`."""
+        s = weights.singular_values
+        return {
+            "effective_rank": metrics.effective_rank(s),
+            "participation_ratio": metrics.participation_ratio(s),
+            "stable_rank": metrics.stable_rank(s),
+        }
+
+    def null(self, n_neurons: int, d_in: int) -> Mapping[str, float]:
+        """See :class:`WeightTrajectory`."""
+        return {
+            "effective_rank": metrics.null_effective_rank(n_neurons, d_in),
+            "participation_ratio": metrics.null_participation_ratio(n_neurons, d_in),
+            "stable_rank": metrics.null_stable_rank(n_neurons, d_in),
+        }

@@ -1,0 +1,117 @@
+"""The summary of a run: one JSON file at the end, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gamma import trajectory
+from lit_gamma.callbacks.base import TrajectoryCallback, trajectory_callbacks
+
+
+class RunSummary(Callback):
+    """Writes ``summary.json`` in the run's directory at the end of fit, also after an interrupt.
+
+    It holds gamma, seed, status (``finished``, ``interrupted`` or the error), optimizer steps,
+    seconds of training (all parts of a resumed run), the validation metrics by name as last
+    measured, what each trajectory callback cost (host time as a share of training without them),
+    and per role the step and value of the strongest condensation and of the lowest effective rank,
+    both ÷ null. TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay;
+    the metrics are ``hp/<metric>`` there.
+
+    Attributes:
+        path: The file; None until it is written.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._earlier_seconds = 0.0
+        self._start: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+        # Asking for log_dir is a collective call, which only here all ranks make.
+        self._run_dir = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the summary of a finished run."""
+        self._write(trainer, pl_module, "finished")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Writes the summary of a run that was cut short."""
+        interrupted = isinstance(exception, KeyboardInterrupt)
+        status = "interrupted" if interrupted else f"{type(exception).__name__}: {exception}"
+        self._write(trainer, pl_module, status)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning hook: the seconds so far."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning hook: see :meth:`state_dict`."""
+        self._earlier_seconds = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        running = 0.0 if self._start is None else time.monotonic() - self._start
+        return self._earlier_seconds + running
+
+    def _overhead(self, callbacks: list[TrajectoryCallback]) -> dict[str, float]:
+        assert self._start is not None
+        training = time.monotonic() - self._start - sum(c.seconds for c in callbacks)
+        return {c.name: round(c.seconds / training, 4) for c in callbacks}
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
+        if self._start is None or not trainer.is_global_zero:
+            return
+        run_dir = self._run_dir
+        callbacks = trajectory_callbacks(trainer)
+        for callback in callbacks:
+            if callback.recorder is not None:
+                callback.recorder.flush()
+        recorded = any(run_dir.glob("trajectory/*.arrow"))
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        summary = {
+            "status": status,
+            "gamma": pl_module.hparams.get("gamma"),
+            "seed": None if seed is None else int(seed),
+            "steps": trainer.global_step,
+            "seconds": round(self._seconds(), 2),
+            "metrics": metrics,
+            "overhead": self._overhead(callbacks),
+            **(trajectory.extremes(trajectory.load(run_dir)) if recorded else {}),
+        }
+        draft = run_dir / "summary.json.tmp"
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+        self.path = run_dir / "summary.json"
+        os.replace(draft, self.path)
+        self._compare(trainer, summary)
+
+    @staticmethod
+    def _compare(trainer: Trainer, summary: dict[str, Any]) -> None:
+        """Enters the run in TensorBoard's HParams."""
+        optimizer = trainer.optimizers[0]
+        compared = {
+            "gamma": summary["gamma"],
+            "seed": summary["seed"],
+            "lr": optimizer.defaults["lr"],
+            "weight_decay": optimizer.param_groups[0].get("weight_decay"),
+        }
+        metrics = summary["metrics"].items()
+        shown = {f"hp/{name}": v for name, v in metrics if not name.endswith("perplexity")}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(compared, shown)

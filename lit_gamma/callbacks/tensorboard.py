@@ -1,0 +1,59 @@
+"""How recorded values are laid out in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_gamma.recorder import Index
+
+_CHART_GROUPS = {
+    "query and key": ("query", "key"),
+    "value and output": ("value", "attention_gate", "attention_out"),
+    "MLP": ("mlp_up", "mlp_gate", "mlp_down"),
+    "embedding and unembedding": ("embedding", "position", "lm_head"),
+    "other": ("other",),
+}
+
+
+def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
+    """The run's TensorBoard writer; None without a TensorBoardLogger or off rank 0."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            writer: SummaryWriter = logger.experiment
+            return writer
+    return None
+
+
+def grouped_charts(
+    name: str, charts: Mapping[str, Sequence[str]], index: Index, labels: Sequence[str]
+) -> dict[str, list[object]]:
+    """Groups the tags of a table into charts with several lines.
+
+    Args:
+        name: The table's name, first part of its tags.
+        charts: Title of a chart, and the quantities it shows.
+        index: Columns that tell the items apart; with a ``role``, every chart is drawn once for
+            each group of roles.
+        labels: The items' labels, last part of the tags.
+
+    Returns:
+        Charts as ``SummaryWriter.add_custom_scalars`` takes them.
+    """
+    if "role" not in index:
+        return {t: ["Multiline", [f"{name}/{q}" for q in shown]] for t, shown in charts.items()}
+    grouped: dict[str, list[object]] = {}
+    for title, quantities in charts.items():
+        for group, roles in _CHART_GROUPS.items():
+            lines = dict.fromkeys(
+                f"{name}/{quantity}/{label}"
+                for quantity in quantities
+                for label, role in zip(labels, index["role"], strict=True)
+                if role in roles
+            )
+            if lines:
+                grouped[f"{title}: {group}"] = ["Multiline", list(lines)]
+    return grouped

@@ -1,0 +1,144 @@
+"""The command line: LightningCLI with configs that extend each other. Nothing of the science."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lit_gamma.callbacks
+import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
+from lit_gamma.callbacks import RunSummary
+from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
+from lit_gamma.errors import InputError
+from lit_gamma.language_model import LanguageModel
+
+
+class LitGammaCLI(LightningCLI):
+    """LightningCLI for :class:`LanguageModel` and any LightningDataModule."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose ``--config`` files may extend others."""
+        parser = LightningArgumentParser(**kwargs, exit_on_error=False)
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="YAML file; may be given several times."
+        )
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands, less ``predict``."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data decides the model's vocabulary and context length."""
+        for name in ("vocab_size", "context_length"):
+            parser.link_arguments(
+                f"data.{name}", f"model.transformer.{name}", apply_on="instantiate"
+            )
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses a missing checkpoint before anything is made."""
+        path = str(self._get(self.config, "ckpt_path") or "")
+        if path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
+            raise InputError(f"--ckpt_path {path} does not exist")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, and says at the end, however it comes, what was recorded and how to go on."""
+        try:
+            self.trainer.fit(**kwargs)
+        finally:
+            self._report()
+
+    def _report(self) -> None:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        summary = next((c for c in callbacks if isinstance(c, RunSummary)), None)
+        if summary is None or summary.path is None:
+            return
+        print(_readable(json.loads(summary.path.read_text())))
+        run_dir = summary.path.parent
+        print(f"  recorded in    {run_dir}")
+        print(
+            f"  look at it     tensorboard --logdir {run_dir.parent} "
+            "--samples_per_plugin images=100,scalars=10000"
+        )
+        last = run_dir / "checkpoints" / "last.ckpt"
+        if self.trainer.interrupted and last.is_file():
+            print(
+                f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
+                f"--ckpt_path {last}"
+            )
+
+
+def _readable(summary: dict[str, Any]) -> str:
+    speed = summary["steps"] / max(summary["seconds"], 1e-9)
+    lines = [
+        "",
+        f"{summary['status']}: gamma {summary['gamma']}, seed {summary['seed']}, "
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
+        *(f"  {name:<24} {value:.4g}" for name, value in summary["metrics"].items()),
+    ]
+    if bill := summary["overhead"]:
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in bill.items())
+        lines.append(f"  recording took {sum(bill.values()):.1%} on top of training: {parts}")
+    condensation = summary.get("strongest_condensation", {})
+    rank = summary.get("lowest_effective_rank", {})
+    if condensation and rank:
+        lines.append(f"  {'÷ random matrix, @step':<24} strongest cos²   lowest effective rank")
+    for role in (role for role in condensation if role in rank):
+        peak, low = condensation[role], rank[role]
+        lines.append(
+            f"    {role:<22} {peak['mean_squared_cosine_over_null']:>6.2f} @{peak['step']:<8}"
+            f"{low['effective_rank_over_null']:>5.2f} @{low['step']}"
+        )
+    return "\n".join(lines)
+
+
+def _keep_output_readable() -> None:
+    """Drops Lightning's advertisements and a deprecation that users can do nothing about."""
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip: For seamless" not in record.getMessage()
+    )
+
+
+def main() -> None:
+    """Entry point of ``python -m lit_gamma``."""
+    _keep_output_readable()
+    torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        import_workspace_callbacks(Path.cwd())
+        LitGammaCLI(
+            LanguageModel,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=1,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf+"},
+        )
+    except (InputError, ArgumentError, ValueError) as error:
+        message = _what_the_user_did(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def _what_the_user_did(error: BaseException) -> str | None:
+    """The message for an error that bad input caused; None if the program is at fault."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return condensed(str(error)) if isinstance(error, ArgumentError) else None

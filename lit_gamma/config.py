@@ -1,0 +1,96 @@
+"""What a command is built from: config files, and the callbacks of their workspace."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_gamma.errors import InputError
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config FILE``, where a file may build on others: ``extends: base.yaml``, or a list.
+
+    The files named are read first, each relative to the file that names it; what comes later wins,
+    and ``callbacks+:`` appends to a list instead of replacing it.
+    """
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        """Applies a file after the files it extends."""
+        for path, layer in _layers(Path(value), ()):
+            if path.parent.name == "configs":
+                import_workspace_callbacks(path.resolve().parents[1])
+            try:
+                ActionConfigFile.apply_config(parser, cfg, dest, layer)
+            except (ArgumentError, TypeError) as error:
+                raise InputError(f"config file {path}: {condensed(str(error))}") from error
+
+
+def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+    """Yields a config file after the files it extends, each without its ``extends``."""
+    if path.resolve() in opened:
+        raise InputError(f"{path} extends itself, by way of {opened[-1]}")
+    if not path.is_file():
+        named_by = f", extended by {opened[-1]}" if opened else ""
+        raise InputError(f"config file {path} does not exist{named_by}")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"config file {path} must hold keys and values, not a list")
+    bases = config.pop("extends", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _layers(path.parent / base, (*opened, path.resolve()))
+    yield path, OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def import_workspace_callbacks(workspace: Path) -> None:
+    """Imports every module of a workspace's ``callbacks/``, so that classes are found by name.
+
+    The workspace is the current directory, and the one that holds the ``configs/`` of a config.
+
+    Args:
+        workspace: The directory; nothing happens where it has no ``callbacks/``.
+
+    Raises:
+        InputError: A file in it cannot be imported; the message names the file.
+    """
+    if str(workspace) not in sys.path and (workspace / "callbacks").is_dir():
+        sys.path.insert(0, str(workspace))
+    for path in sorted(workspace.glob("callbacks/*.py")):
+        try:
+            importlib.import_module(f"callbacks.{path.stem}")
+        except Exception as error:
+            where = _line_in(path, error)
+            raise InputError(
+                f"{path}{where} cannot be imported: {type(error).__name__}: {error}; "
+                "mend the file or move it out of callbacks/"
+            ) from error
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """The line of ``path`` that an error came from, as ``:12``; empty if it is not on the way."""
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
+
+
+def condensed(message: str) -> str:
+    """A parser's message without the alternatives that were not meant."""
+    noise = r"Does not validate against|Subtypes: |Errors:|.*NoneType|Given value type: "
+    lines = [line for line in message.splitlines() if not re.match(rf"[\s-]*(?:{noise})", line)]
+    return "\n".join(lines)

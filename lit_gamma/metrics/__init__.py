@@ -1,0 +1,83 @@
+"""Geometry of weight matrices: condensation, rank and size of neurons, and their random nulls.
+
+The functions are pure and batched: they take tensors of shape (..., n, d) whose rows are neurons,
+or the cosine matrix or singular values that several metrics of one layer share, and return one
+value per matrix on the same device. The nulls are what they read on random Gaussian weights, and
+the classes accumulate them the torchmetrics way.
+"""
+
+from lit_gamma.metrics.condensation import (
+    aligned_fraction,
+    cosine_matrix,
+    mean_absolute_cosine,
+    mean_cosine,
+    mean_squared_cosine,
+    opposed_fraction,
+    sorted_by_alignment,
+)
+from lit_gamma.metrics.modules import (
+    AlignedFraction,
+    EffectiveRank,
+    MeanAbsoluteCosine,
+    MeanCosine,
+    MeanSquaredCosine,
+    ParticipationRatio,
+    StableRank,
+    UpdateRatio,
+)
+from lit_gamma.metrics.norms import (
+    frobenius_norm,
+    implied_gamma,
+    max_row_norm,
+    rms,
+    spectral_norm,
+    update_ratio,
+)
+from lit_gamma.metrics.nulls import (
+    null_aligned_fraction,
+    null_effective_rank,
+    null_mean_absolute_cosine,
+    null_mean_squared_cosine,
+    null_participation_ratio,
+    null_stable_rank,
+)
+from lit_gamma.metrics.rank import (
+    effective_rank,
+    participation_ratio,
+    singular_values,
+    stable_rank,
+)
+
+__all__ = [
+    "AlignedFraction",
+    "EffectiveRank",
+    "MeanAbsoluteCosine",
+    "MeanCosine",
+    "MeanSquaredCosine",
+    "ParticipationRatio",
+    "StableRank",
+    "UpdateRatio",
+    "aligned_fraction",
+    "cosine_matrix",
+    "effective_rank",
+    "frobenius_norm",
+    "implied_gamma",
+    "max_row_norm",
+    "mean_absolute_cosine",
+    "mean_cosine",
+    "mean_squared_cosine",
+    "null_aligned_fraction",
+    "null_effective_rank",
+    "null_mean_absolute_cosine",
+    "null_mean_squared_cosine",
+    "null_participation_ratio",
+    "null_stable_rank",
+    "opposed_fraction",
+    "participation_ratio",
+    "rms",
+    "singular_values",
+    "sorted_by_alignment",
+    "spectral_norm",
+    "stable_rank",
+    "update_ratio",
+]

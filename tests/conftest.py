@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, cli
+from lit_gamma.data import AnchorComposition
+
+ROOT = Path(__file__).parents[1]
+
+TINY = [
+    "--config=configs/anchor.yaml",
+    "--model.transformer.d_model=16",
+    "--data.n_train=512",
+    "--data.n_val=64",
+    "--data.batch_size=16",
+    "--trainer.val_check_interval=10",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+]
+"""The default experiment, small: 32 batches an epoch."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Callable[..., None]:
+    """Runs ``python -m lit_gamma ARGS`` in this process, in the current directory."""
+
+    def run(*args: str) -> None:
+        argv, sys.argv = sys.argv, ["lit_gamma", *args]
+        try:
+            cli.main()
+        finally:
+            sys.argv = argv
+            torch.set_flush_denormal(False)  # the command line turns it on
+
+    return run
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A user's directory with this repository's ``configs/`` and ``callbacks/``."""
+    for folder in ("configs", "callbacks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny_module(gamma: float = 0.8, **transformer) -> LanguageModel:
+    shape = {"vocab_size": 110, "context_length": 9, "d_model": 16, **transformer}
+    return LanguageModel(
+        TransformerConfig(**shape), gamma, optimizer=OptimizerConfig(lr=0.01, warmup_steps=2)
+    )
+
+
+def fit(
+    root: Path, *callbacks, seed: int = 0, version=None, ckpt_path=None, module=None, **trainer
+):
+    """Fits the tiny model on the anchor task and returns the trainer."""
+    lightning.seed_everything(seed)
+    made = lightning.Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        **{"limit_val_batches": 0, "enable_checkpointing": False, **trainer},
+    )
+    data = AnchorComposition(n_train=160, n_val=32, batch_size=16)
+    made.fit(module or tiny_module(), data, ckpt_path=ckpt_path)
+    return made

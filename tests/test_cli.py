@@ -1,0 +1,280 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+from conftest import ROOT, TINY
+
+from lit_gamma import trajectory
+
+RUN = Path("runs/anchor/version_0")
+
+
+def files_under(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_run(
+    workspace, command_line, capsys
+):
+    command_line("fit", *TINY, "--model.gamma=0.3", "--seed_everything=2", "--trainer.max_steps=20")
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["model"]["gamma"] == 0.3
+    assert config["data"]["init_args"]["seed"] == 2  # ${seed_everything} in the file
+    assert files_under(RUN) >= {
+        "config.yaml",
+        "summary.json",
+        "checkpoints/last.ckpt",
+        "trajectory/condensation.arrow",
+        "trajectory/effective_rank.arrow",
+        "trajectory/weight_norms.arrow",
+        "trajectory/token_loss.arrow",
+        "trajectory/anchor_reasoning.arrow",
+    }
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert (summary["gamma"], summary["seed"], summary["steps"]) == (0.3, 2, 20)
+    tables = trajectory.load(RUN)
+    start = tables["weight_norms"].query("step == 0 and role == 'mlp_up'")["implied_gamma"]
+    assert start.mean() == pytest.approx(0.3, abs=0.02)
+    answers = tables["anchor_reasoning"]
+    shares = answers[["composition", "symmetry", "other"]]
+    assert shares.sum(axis=1).round(6).eq(1).all()
+    assert answers["composition"].iloc[-1] == pytest.approx(
+        summary["metrics"]["val/unseen/accuracy"]
+    )
+    printed = capsys.readouterr().out
+    assert "finished: gamma 0.3, seed 2, 20 steps" in printed
+    assert "tensorboard --logdir runs/anchor" in printed
+
+    command_line("fit", f"--config={RUN}/config.yaml")
+    again = trajectory.load("runs/anchor/version_1")
+    for name, table in tables.items():
+        pandas.testing.assert_frame_equal(again[name], table, check_exact=True)
+
+    command_line(
+        "validate", f"--config={RUN}/config.yaml", f"--ckpt_path={RUN}/checkpoints/last.ckpt"
+    )
+    accuracy = summary["metrics"]["val/seen/accuracy"]
+    assert re.search(rf"val/seen/accuracy\W+{accuracy:.6g}", capsys.readouterr().out)
+
+
+def test_a_config_of_another_directory_brings_its_workspace_s_callbacks(tmp_path):
+    arguments = [f"--config={ROOT}/configs/anchor.yaml", *TINY[1:], "--trainer.max_steps=2"]
+    subprocess.run(
+        [sys.executable, "-m", "lit_gamma", "fit", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert "anchor_reasoning" in trajectory.load(tmp_path / RUN)
+
+
+def test_text_files_are_learnt(workspace, command_line):
+    Path("corpus.jsonl").write_text(
+        "\n".join(json.dumps({"body": f"{i} plus {i} is {2 * i}.", "n": i}) for i in range(400))
+    )
+    command_line(
+        "fit",
+        "--config=configs/text.yaml",
+        "--data.data_files=corpus.jsonl",
+        "--data.field=body",
+        "--data.context_length=32",
+        "--data.batch_size=8",
+        "--model.transformer.d_model=32",
+        "--model.transformer.n_layers=2",
+        "--model.optimizer.warmup_steps=5",
+        "--model.optimizer.lr=0.01",
+        "--trainer.max_steps=40",
+        "--trainer.val_check_interval=20",
+        "--trainer.enable_progress_bar=false",
+    )
+    tables = trajectory.load("runs/text/version_0")
+    assert {"condensation", "effective_rank", "weight_norms", "token_loss"} == set(tables)
+    assert list(tables["token_loss"]["step"]) == list(range(40))
+    final = json.loads(Path("runs/text/version_0/summary.json").read_text())["metrics"]
+    assert final["val/text/loss"] < 3 < tables["token_loss"]["mean"].iloc[0]
+
+
+def test_the_readme_s_own_callback_runs(workspace, command_line):
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(# callbacks/(\w+\.py)\n.*?)```", readme, re.DOTALL)
+    Path("callbacks", code.group(2)).write_text(code.group(1))
+    flag = re.search(r"(--trainer\.callbacks\+=\w+)", readme).group(1)
+    command_line("fit", *TINY, flag, "--trainer.max_steps=5")
+    table = trajectory.load(RUN)["kurtosis"]
+    assert sorted(set(table["step"])) == list(range(6))
+    queries = table[(table["role"] == "query") & (table["step"] == 0)]
+    assert queries["kurtosis_over_null"].mean() == pytest.approx(1, abs=0.3)
+
+
+def test_the_readme_s_own_code_prints_the_audit_and_a_rank_near_its_null(capsys):
+    readme = (ROOT / "README.md").read_text()
+    exec(re.search(r"```python\n(from lit_gamma import Transformer.*?)```", readme, re.DOTALL)[1])
+    *audit, ratio = capsys.readouterr().out.splitlines()
+    assert "lm_head" in audit[-1]
+    assert "0.5" in audit[-1]
+    assert float(ratio) == pytest.approx(1, abs=0.02)
+
+
+BROKEN = "raise RuntimeError('oh')\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files", "message"),
+    [
+        (["--model.transformer.n_heads=3"], {}, r"d_model 16 is not divisible by n_heads 3"),
+        (["--model.gamma=.nan"], {}, r"gamma must be finite.* got nan"),
+        (["--model.gamma=.inf"], {}, r"gamma must be finite.* got inf"),
+        (["--model.gamma=big"], {}, r"model\.gamma.*\n.*float.*big"),
+        (["--model.gama=1"], {}, r"unrecognized arguments: --model\.gama=1"),
+        (["--data.n_trin=3"], {}, r"'n_trin' is not accepted"),
+        (["--data=AnchorComposicion"], {}, r"AnchorComposicion"),
+        (["--data.token_range=[2,99]"], {}, r"anchor 2 must be a token outside token_range"),
+        (["--data.odd_pairs=[[3,9,1]]"], {}, r"anchor 9 of odd_pairs .* not in anchors"),
+        (["--config=nope.yaml"], {}, r"config file nope\.yaml does not exist"),
+        (["--config=x.yaml"], {"x.yaml": "model: [1"}, r"x\.yaml is not valid YAML"),
+        (["--config=x.yaml"], {"x.yaml": "model: {gama: 1}"}, r"does not accept .*model\.gama"),
+        (
+            ["--config=x.yaml"],
+            {"x.yaml": "extends: y.yaml"},
+            r"y\.yaml does not exist, extended by",
+        ),
+        (["--config=x.yaml"], {"x.yaml": "extends: x.yaml"}, r"x\.yaml extends itself"),
+        (["--trainer.callbacks+=AnchorReason"], {}, r"AnchorReason"),
+        ([], {"callbacks/broken.py": BROKEN}, r"callbacks/broken\.py:1 cannot be imported.*oh"),
+        ([], {"callbacks/broken.py": "def f(:"}, r"callbacks/broken\.py:1 cannot .*SyntaxError"),
+        (["--ckpt_path=gone.ckpt"], {}, r"gone\.ckpt"),
+        (["--config=configs/text.yaml"], {}, r"data\.data_files names no file"),
+        (["--config=configs/text.yaml", "--data.data_files=no*.txt"], {}, r"no file matches 'no"),
+        (
+            ["--config=configs/text.yaml", "--data.data_files=a.txt"],
+            {"a.txt": ""},
+            r"a\.txt is empty",
+        ),
+        (
+            ["--config=configs/text.yaml", "--data.data_files=b.txt"],
+            {"b.txt": "too short"},
+            r"hold 10 tokens, too few for one batch of 16 blocks of 128",
+        ),
+        (
+            ["--config=configs/text.yaml", "--data.data_files=c.jsonl", "--data.field=body"],
+            {"c.jsonl": '{"text": "x", "n": 1}\n'},
+            r"no field 'body'; it has text, n",
+        ),
+    ],
+)
+def test_bad_input_gives_one_message_and_leaves_nothing(
+    workspace, command_line, capsys, arguments, files, message
+):
+    for name, text in files.items():
+        Path(name).write_text(text)
+    base = TINY[1:] if "--config=configs/text.yaml" in arguments else TINY
+    base = [a for a in base if "data" not in a and "model" not in a] if base is not TINY else base
+    with pytest.raises(SystemExit) as exit_:
+        command_line("fit", *base, *arguments)
+    said = str(exit_.value.code)
+    assert re.search(f"^error: .*{message}", said, re.DOTALL), said
+    assert "Traceback" not in said + capsys.readouterr().err
+    assert exit_.value.code not in (0, None)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "strategy"),
+    [
+        (2, ["ddp"]),
+        (2, ["ModelParallelStrategy", "data_parallel_size=2", "tensor_parallel_size=1"]),
+        # Three shards of 16 or 110 rows are uneven.
+        (3, ["ModelParallelStrategy", "data_parallel_size=3", "tensor_parallel_size=1"]),
+    ],
+)
+def test_several_processes_record_what_one_does(workspace, processes, strategy):
+    def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
+        arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
+        subprocess.run(
+            [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
+            cwd=workspace,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            check=True,
+            timeout=240,
+        )
+        return trajectory.load(workspace / "runs" / "anchor" / version)
+
+    name, *options = strategy
+    alone = record("alone", f"--data.batch_size={4 * processes}")
+    together = record(
+        "together",
+        "--data.batch_size=4",
+        f"--trainer.devices={processes}",
+        f"--trainer.strategy={name}",
+        *(f"--trainer.strategy.{option}" for option in options),
+    )
+    assert set(together) == set(alone)
+    for table, rows in together.items():
+        pandas.testing.assert_frame_equal(rows, alone[table], rtol=2e-4, atol=1e-6)
+        start = rows["step"] == 0  # the same weights: no rounding of different sums in between
+        pandas.testing.assert_frame_equal(
+            rows[start], alone[table][start], rtol=1e-5, atol=1e-7
+        )  # fmt: skip
+    assert (workspace / "runs/anchor/together/summary.json").exists()
+
+
+def start(workspace: Path, *arguments: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
+        cwd=workspace,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    recorded = workspace / RUN / "trajectory" / "condensation.arrow"
+    deadline = time.monotonic() + 120
+    while not recorded.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace, command_line):
+    process = start(workspace, "--trainer.max_steps=100000")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    recorded = trajectory.load(RUN)["condensation"]["step"].max()
+    # Ctrl-C may come between the step and its measurement; the resumed run then makes up for it.
+    assert recorded in (summary["steps"] - 1, summary["steps"])
+
+    resume = re.search(r"python -m lit_gamma (fit .*--ckpt_path \S+)", printed).group(1)
+    last = summary["steps"] + 10
+    command_line(*shlex.split(resume), f"--trainer.max_steps={last}")
+    steps = trajectory.load("runs/anchor/version_1")["condensation"].query(
+        "matrix.str.contains('head')"
+    )
+    assert list(steps["step"]) == list(range(last + 1))
+
+
+def test_a_killed_run_leaves_a_record_that_opens(workspace):
+    process = start(workspace, "--trainer.max_steps=100000")
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    for name, table in trajectory.load(workspace / RUN).items():
+        step = 50 if name == "anchor_reasoning" else 1
+        steps = sorted(set(table["step"]))
+        assert set(steps) >= set(range(0, steps[-1] + 1, step)), name

@@ -1,0 +1,205 @@
+"""Loss, schedule, optimizer and validation metrics against float64 references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from lit_gamma import InputError, LanguageModel, OptimizerConfig, TransformerConfig
+from lit_gamma.data import AnchorComposition
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def model(optimizer=None, **transformer) -> LanguageModel:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 110, "context_length": 9, "n_layers": 1, "d_model": 32, **transformer}
+    return LanguageModel(TransformerConfig(**shape), 0.5, optimizer=optimizer or OptimizerConfig())
+
+
+def reference_losses(logits, labels):
+    """-ln softmax at the label, in float64; NaN where the label is -100."""
+    z = logits.detach().double().numpy()
+    z = z - z.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(z, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return np.where(labels == -100, np.nan, np.log(np.exp(z).sum(axis=-1)) - chosen)
+
+
+def test_the_loss_is_the_mean_over_labels_that_are_not_ignored():
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(110, (4, 9), generator=generator)
+    labels = torch.randint(110, (4, 9), generator=generator)
+    labels[torch.rand(4, 9, generator=generator) < 0.4] = -100
+    labels[2] = -100  # a row without any label
+    labels[3, 0] = 0
+    lm = model()
+    lm.log = lambda *args, **kwargs: None
+    out = lm.training_step({"input_ids": input_ids, "labels": labels}, 0)
+    expected = reference_losses(lm(input_ids), labels.numpy())
+
+    assert out["loss"].item() == pytest.approx(np.nanmean(expected), rel=1e-6)
+    assert out["token_loss"].shape == (4, 9)
+    np.testing.assert_allclose(out["token_loss"].numpy(), expected, rtol=1e-5)  # NaN where NaN
+    assert not out["token_loss"].requires_grad
+    out["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in lm.parameters())
+    assert lm.transformer.lm_head.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1 / 100),  # the first of 100 steps of warm-up
+        (49, 0.5),
+        (99, 1.0),
+        (100, 1.0),
+        (350, 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2),  # a quarter of the cosine
+        (600, 0.6),  # half of it
+        (1100, 0.2),
+        (2000, 0.2),  # and no rise after the end
+    ],
+)
+def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine(step, factor):
+    config = OptimizerConfig(warmup_steps=100, final_lr_ratio=0.2)
+    assert config.lr_factor(step, 1100) == pytest.approx(factor, rel=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_peak_rate():
+    assert OptimizerConfig(warmup_steps=0).lr_factor(0, 10) == 1.0
+    assert OptimizerConfig(warmup_steps=10).lr_factor(9, 10) == 1.0  # warm-up to the very end
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 0.0}, r"lr.*0\.0"),
+        ({"lr": math.nan}, "lr.*nan"),
+        ({"warmup_steps": -1}, "warmup_steps.*-1"),
+        ({"final_lr_ratio": -0.5}, r"final_lr_ratio.*-0\.5"),
+    ],
+)
+def test_an_impossible_optimizer_is_refused_by_its_values(values, message):
+    with pytest.raises(InputError, match=message):
+        OptimizerConfig(**values)
+
+
+def test_training_lowers_the_loss_by_the_schedule_with_decay_on_the_matrices_alone():
+    optimizer = OptimizerConfig(lr=3e-3, weight_decay=0.3, betas=(0.8, 0.99), warmup_steps=5)
+    lm = model(optimizer, bias=True, position="learned", tie_embeddings=True)
+    trainer = Trainer(**QUIET, max_steps=60)
+    trainer.fit(lm, AnchorComposition(n_train=60, n_val=2, batch_size=20))  # learnt by heart
+    assert trainer.callback_metrics["train/loss"] < 0.5 * math.log(110)
+
+    (adamw,) = trainer.optimizers
+    decayed, free = adamw.param_groups
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.99)}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    name_of = {id(p): name for name, p in lm.named_parameters()}
+    names = [[name_of.pop(id(p)) for p in group["params"]] for group in (decayed, free)]
+    assert not name_of  # every parameter once
+    assert all(name.endswith(("norm.weight", "bias")) for name in names[1])
+    assert not any(name.endswith(("norm.weight", "bias")) for name in names[0])
+    assert decayed["lr"] == free["lr"] == pytest.approx(3e-3 * optimizer.lr_factor(60, 60))
+
+
+def test_the_first_step_moves_by_the_first_rate_of_the_warm_up():
+    """Adam's first step is the learning rate times the gradient's sign."""
+    lm = model(OptimizerConfig(lr=0.5, weight_decay=0.0, warmup_steps=10))
+    before = lm.transformer.lm_head.weight.detach().clone()
+    data = AnchorComposition(n_train=100, n_val=1, batch_size=100)
+    Trainer(**QUIET, max_steps=1, limit_val_batches=0).fit(lm, data)
+    moved = (lm.transformer.lm_head.weight.detach() - before).abs()
+    assert moved.max().item() == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_validation_metrics_equal_a_computation_by_hand(stage):
+    lm = model()
+    data = AnchorComposition(n_train=50, n_val=300, batch_size=50)
+    trainer = Trainer(**QUIET, num_sanity_val_steps=0)
+    run = trainer.validate if stage == "val" else trainer.test
+    run(lm, data, verbose=False)
+    first = dict(trainer.callback_metrics)
+    expected = {}
+    for name, sequences in data.val_sets.items():
+        batch = sequences[torch.arange(300)]
+        with torch.no_grad():
+            logits = lm(batch["input_ids"])
+        loss = np.nanmean(reference_losses(logits, batch["labels"].numpy()))
+        accuracy = np.mean(logits[:, -1].numpy().argmax(axis=1) == sequences.answers.numpy())
+        expected |= {
+            f"{stage}/{name}/loss": loss,
+            f"{stage}/{name}/perplexity": math.exp(loss),
+            f"{stage}/{name}/accuracy": accuracy,
+        }
+    assert {k: v.item() for k, v in first.items()} == pytest.approx(expected, rel=1e-5)
+    run(lm, data, verbose=False)  # nothing is left over from the first time
+    assert trainer.callback_metrics == first
+
+
+def test_validation_may_come_before_and_after_training():
+    lm = model(OptimizerConfig(lr=0.01, warmup_steps=0))
+    data = AnchorComposition(n_train=50, n_val=20, batch_size=50)
+    Trainer(**QUIET).validate(lm, data, verbose=False)
+    trainer = Trainer(**QUIET, max_steps=1)
+    trainer.fit(lm, data)
+    trained = {name: v for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+    trainer = Trainer(**QUIET)
+    trainer.validate(lm, data, verbose=False)
+    assert trainer.callback_metrics == trained
+    trainer.test(lm, DataLoader([data.train_set[torch.arange(3)]], batch_size=None), verbose=False)
+    assert {name.rpartition("/")[0] for name in trainer.callback_metrics} == {"test/0"}
+
+
+def test_metrics_of_several_batches_weigh_every_label_alike():
+    lm = model(vocab_size=7)
+    generator = torch.Generator().manual_seed(2)
+    input_ids = torch.randint(7, (2, 8, 9), generator=generator)
+    labels = torch.randint(7, (2, 8, 9), generator=generator)
+    labels[0, :, 1:] = -100  # 8 labels in one batch, 72 in the other
+    batches = [{"input_ids": i, "labels": t} for i, t in zip(input_ids, labels, strict=True)]
+    trainer = Trainer(**QUIET)
+    trainer.validate(lm, DataLoader(batches, batch_size=None), verbose=False)
+    logits = lm(input_ids.flatten(0, 1)).detach()
+    labels = labels.flatten(0, 1).numpy()
+    correct = (logits.argmax(-1).numpy() == labels)[labels != -100]
+    loss = np.nanmean(reference_losses(logits, labels))
+    assert trainer.callback_metrics["val/0/loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert trainer.callback_metrics["val/0/accuracy"].item() == pytest.approx(correct.mean())
+
+
+def test_a_token_of_vanishing_probability_has_a_finite_loss():
+    """A probability below 1e-45 is zero in float32; its logarithm is not."""
+    lm = model()
+    with torch.no_grad():
+        lm.transformer.lm_head.weight.mul_(300)
+    data = AnchorComposition(n_train=50, n_val=20, batch_size=50)
+    trainer = Trainer(**QUIET)
+    trainer.validate(lm, data, verbose=False)
+    batch = data.val_sets["seen"][torch.arange(20)]
+    losses = reference_losses(lm(batch["input_ids"]), batch["labels"].numpy())
+    assert np.nanmax(losses) > 110
+    value = trainer.callback_metrics["val/seen/loss"].item()
+    assert value == pytest.approx(np.nanmean(losses), rel=1e-5)
+
+
+def test_a_checkpoint_gives_the_same_model_back(tmp_path):
+    lm = model(OptimizerConfig(lr=0.01, warmup_steps=3), gate="headwise", d_ff=20)
+    data = AnchorComposition(n_train=50, n_val=1, batch_size=50)
+    trainer = Trainer(**QUIET, max_steps=1, limit_val_batches=0)
+    trainer.fit(lm, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = LanguageModel.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.transformer.config == lm.transformer.config
+    assert loaded.optimizer_config == lm.optimizer_config
+    input_ids = data.train_set.input_ids
+    assert torch.equal(loaded(input_ids), lm(input_ids))
