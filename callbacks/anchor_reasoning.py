@@ -33,8 +33,8 @@ class AnchorReasoning(TrajectoryCallback):
     principal components, coloured from the smallest key (blue) to the largest (red).
 
     Args:
-        schedule: The steps to record.
-        pictures: The steps to draw.
+        schedule: The steps to record; by default every 50 and four per factor of ten.
+        pictures: The steps to draw; by default four per factor of ten.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {
@@ -48,11 +48,11 @@ class AnchorReasoning(TrajectoryCallback):
 
     def __init__(
         self,
-        schedule: Schedule = Schedule(every=10),  # noqa: B008 (frozen)
-        pictures: Schedule = Schedule(per_decade=4),  # noqa: B008 (frozen)
+        schedule: Schedule | None = None,
+        pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule)
-        self.pictures = pictures
+        super().__init__(Schedule(every=50, per_decade=4) if schedule is None else schedule)
+        self.pictures = Schedule(per_decade=4) if pictures is None else pictures
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""

@@ -88,8 +88,9 @@ def _readable(summary: dict[str, Any]) -> str:
         *(f"  {name:<24} {value:.4g}" for name, value in summary["metrics"].items()),
     ]
     if bill := summary["overhead"]:
-        parts = ", ".join(f"{name} {share:.1%}" for name, share in bill.items())
-        lines.append(f"  recording took {sum(bill.values()):.1%} on top of training: {parts}")
+        shares = {name: cost["share_of_step"] for name, cost in bill.items()}
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        lines.append(f"  recording took {sum(shares.values()):.1%} on top of training: {parts}")
     condensation = summary.get("strongest_condensation", {})
     rank = summary.get("lowest_effective_rank", {})
     if condensation and rank:

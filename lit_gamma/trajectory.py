@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from lit_gamma.arrow_stream import read_batches
 from lit_gamma.errors import InputError
-from lit_gamma.recorder import read_batches
 
 
 def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
@@ -39,7 +39,8 @@ def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
 def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:
     """Finds, per role, where condensation was strongest and the effective rank lowest.
 
-    Both are means over the matrices of the role, relative to their random-matrix null.
+    Both are means over the matrices of the role, each with its newest value, relative to their
+    random-matrix null.
 
     Args:
         tables: What :func:`load` returns.
@@ -61,7 +62,9 @@ def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, A
 def _extreme(table: pd.DataFrame | None, column: str, largest: bool) -> dict[str, dict[str, Any]]:
     if table is None:
         return {}
-    by_role = table.groupby(["step", "role"], sort=False)[column].mean().unstack("role")
+    roles = table.drop_duplicates("matrix").set_index("matrix")["role"]
+    newest = table.pivot(index="step", columns="matrix", values=column)[list(roles.index)].ffill()
+    by_role = newest.T.groupby(roles, sort=False).mean().T
     steps = by_role.idxmax() if largest else by_role.idxmin()
     values = by_role.max() if largest else by_role.min()
     return {

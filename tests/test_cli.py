@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import yaml
@@ -101,8 +102,12 @@ def test_text_files_are_learnt(workspace, command_line):
         "--trainer.enable_progress_bar=false",
     )
     tables = trajectory.load("runs/text/version_0")
-    assert {"condensation", "effective_rank", "weight_norms", "token_loss"} == set(tables)
+    built_in = {"condensation", "effective_rank", "weight_norms", "token_loss"}
+    assert built_in == set(tables)  # too short for a bill every 100 steps
     assert list(tables["token_loss"]["step"]) == list(range(40))
+    matrices = tables["condensation"].groupby("step").size()
+    assert list(matrices.index[matrices > 1]) == [*range(11), 13, 16, 20, 25, 32, 40]
+    assert list(matrices.index[matrices == 1]) == [12, 14, 18, 22, 24, 26, 28, 30, 34, 36, 38]
     final = json.loads(Path("runs/text/version_0/summary.json").read_text())["metrics"]
     assert final["val/text/loss"] < 3 < tables["token_loss"]["mean"].iloc[0]
 
@@ -223,11 +228,16 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
     )
     assert set(together) == set(alone)
     for table, rows in together.items():
-        pandas.testing.assert_frame_equal(rows, alone[table], rtol=2e-4, atol=1e-6)
+        if table == "overhead":  # a time
+            continue
+        expected = alone[table]
+        if table == "weight_norms":  # The certificate at step 0 is made of rounding errors.
+            error = "spectral_norm_error"
+            assert np.allclose(rows[error], expected[error], atol=1e-4)
+            rows, expected = rows.drop(columns=error), expected.drop(columns=error)
+        pandas.testing.assert_frame_equal(rows, expected, rtol=2e-4, atol=1e-6)
         start = rows["step"] == 0  # the same weights: no rounding of different sums in between
-        pandas.testing.assert_frame_equal(
-            rows[start], alone[table][start], rtol=1e-5, atol=1e-7
-        )  # fmt: skip
+        pandas.testing.assert_frame_equal(rows[start], expected[start], rtol=1e-5, atol=1e-7)
     assert (workspace / "runs/anchor/together/summary.json").exists()
 
 
@@ -240,7 +250,7 @@ def start(workspace: Path, *arguments: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    recorded = workspace / RUN / "trajectory" / "condensation.arrow"
+    recorded = workspace / RUN / "trajectory" / "token_loss.arrow"
     deadline = time.monotonic() + 120
     while not recorded.exists():
         assert process.poll() is None, process.communicate()[0]
@@ -256,17 +266,15 @@ def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace,
     assert process.returncode == 1
     summary = json.loads((RUN / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    recorded = trajectory.load(RUN)["condensation"]["step"].max()
+    recorded = trajectory.load(RUN)["weight_norms"]["step"].max()
     # Ctrl-C may come between the step and its measurement; the resumed run then makes up for it.
     assert recorded in (summary["steps"] - 1, summary["steps"])
 
     resume = re.search(r"python -m lit_gamma (fit .*--ckpt_path \S+)", printed).group(1)
     last = summary["steps"] + 10
     command_line(*shlex.split(resume), f"--trainer.max_steps={last}")
-    steps = trajectory.load("runs/anchor/version_1")["condensation"].query(
-        "matrix.str.contains('head')"
-    )
-    assert list(steps["step"]) == list(range(last + 1))
+    rows = trajectory.load("runs/anchor/version_1")["weight_norms"]
+    assert list(rows[rows["role"] == "lm_head"]["step"]) == list(range(last + 1))
 
 
 def test_a_killed_run_leaves_a_record_that_opens(workspace):
@@ -274,7 +282,7 @@ def test_a_killed_run_leaves_a_record_that_opens(workspace):
     time.sleep(0.5)
     process.kill()
     process.communicate()
-    for name, table in trajectory.load(workspace / RUN).items():
-        step = 50 if name == "anchor_reasoning" else 1
-        steps = sorted(set(table["step"]))
-        assert set(steps) >= set(range(0, steps[-1] + 1, step)), name
+    tables = trajectory.load(workspace / RUN)
+    for name in ("weight_norms", "token_loss"):
+        steps = sorted(set(tables[name]["step"]))
+        assert steps == list(range(steps[-1] + 1)), name

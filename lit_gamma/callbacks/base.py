@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_gamma.arrow_stream import read_batches
+from lit_gamma.callbacks.budget import BudgetedCallback
 from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.side_stream import side_stream
 from lit_gamma.callbacks.tensorboard import grouped_charts, tensorboard_writer
-from lit_gamma.recorder import Index, Recorder, read_batches
+from lit_gamma.recorder import Index, Recorder
 
 EVERY_STEP = Schedule(every=1)
 
-FLUSH_EVERY = 100
+FLUSH_STEPS = 100
 """Recorded steps between two writes."""
 
+FLUSH_SECONDS = 10.0
+"""Seconds after which the next recorded step is written, however few have gathered."""
 
-class TrajectoryCallback(Callback):
+FLUSH_BYTES = 2**26
+"""Most bytes that wait on the device, 64 MiB."""
+
+
+class TrajectoryCallback(BudgetedCallback):
     """Records named quantities at the steps of a schedule.
 
     The x-axis is the number of optimizer steps taken, ``trainer.global_step``: what is recorded at
@@ -39,22 +46,24 @@ class TrajectoryCallback(Callback):
     see :class:`WeightTrajectory` and :class:`BatchTrajectory`.
 
     Args:
-        schedule: The steps to record.
+        schedule: The steps to record; every step by default.
+        overhead: What recording may cost, as a share of the time of training without it; None for
+            no limit. If the first steps show that the run will cost more, there is one warning.
 
     Attributes:
-        seconds: Time spent in this callback while training, on the host; what several callbacks
-            share is on the first one's bill.
         meanings: What each quantity is, with range and unit; stored in the file's schema.
-        charts: Grouped charts in TensorBoard: title, and the quantities shown as lines.
+        charts: Grouped charts in TensorBoard: title, and the quantities shown as lines. If there
+            are any, TensorBoard gets only these quantities; the file always has all.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {}
     charts: ClassVar[Mapping[str, Sequence[str]]] = {}
 
-    def __init__(self, schedule: Schedule = EVERY_STEP) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
+        super().__init__(overhead)
+        # As a default value it would lend its `every` to a config that says {per_decade: 5}.
+        self.schedule = EVERY_STEP if schedule is None else schedule
         self.recorder: Recorder | None = None
-        self.seconds = 0.0
         self._path: Path | None = None
         self._last_step = -1
 
@@ -68,6 +77,15 @@ class TrajectoryCallback(Callback):
         """Key of this callback's state in a checkpoint."""
         return f"lit_gamma.{self.name}"
 
+    @property
+    def jobs(self) -> dict[str, Schedule]:
+        """See :class:`BudgetedCallback`."""
+        return {"record": self.schedule}
+
+    def due(self, step: int) -> bool:
+        """Whether something is recorded at a step."""
+        return self.schedule.due(step)
+
     def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
 
@@ -79,6 +97,19 @@ class TrajectoryCallback(Callback):
             For each quantity a tensor of shape (n_items,) on any device; always the same names.
         """
         raise NotImplementedError
+
+    def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Finishes what was measured when it is written, on rank 0, where waiting is allowed.
+
+        Measuring must not wait for the device, an eigen-solver does; override this to do it here.
+
+        Args:
+            measured: What was recorded, possibly of other shapes.
+
+        Returns:
+            For each quantity a tensor of shape (n_items,).
+        """
+        return measured
 
     def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
         """Names what the rows of one step are about.
@@ -96,66 +127,78 @@ class TrajectoryCallback(Callback):
         """Expected values for random matrices: quantity to array of shape (n_items,)."""
         return {}
 
-    def record(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Appends the values of a step to the record."""
+    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the current weights."""
+        self.record(trainer.global_step, self.observe(trainer, pl_module))
+
+    def record(
+        self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
+    ) -> None:
+        """Appends values of a step to the record.
+
+        Args:
+            step: The step they belong to.
+            values: For each quantity a tensor of shape (n_items,), or what :meth:`settle` takes.
+            items: Positions of the items measured; all by default.
+        """
         if self.recorder is not None:
-            self.recorder.append(step, values)
-        self._last_step = step
-        if self.recorder is not None and len(self.recorder) >= FLUSH_EVERY:
-            self.recorder.flush()
+            self.recorder.append(step, values, items)
+
+    def flush(self) -> None:
+        """Writes what is pending: the one place that waits for the device."""
+        if self.recorder is not None:
+            with side_stream(self._device):
+                self.recorder.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the record, or continues it after a resume, and takes W_0."""
-        self.seconds = 0.0
+        self.start_bill(pl_module.device)
         log_dir = trainer.log_dir or trainer.default_root_dir
         if trainer.global_step == 0:
             self._last_step = -1
         kept = self._earlier_rows()
         self._path = Path(log_dir, "trajectory", f"{self.name}.arrow").absolute()
         if trainer.is_global_zero:
-            index, labels = self.items(pl_module)
-            self.recorder = Recorder(
-                self._path,
-                index,
-                labels,
-                self.nulls(pl_module),
-                self.meanings,
-                {
-                    "callback": type(self).__qualname__,
-                    "seed": os.environ.get("PL_GLOBAL_SEED"),
-                    "hyperparameters": {
-                        k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
-                    },
-                },
-                tensorboard_writer(trainer),
-                kept,
-            )
+            self.recorder = self._open(trainer, pl_module, kept)
             self._write_layout(trainer, pl_module)
-        self.observe_if_due(trainer, pl_module)
+        self.take_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records W_t if an optimizer step has just made it."""
-        with self.billed():
-            self.observe_if_due(trainer, pl_module)
+        self.take_if_due(trainer, pl_module)
+        self.calibrate(trainer)
 
-    @contextmanager
-    def billed(self) -> Iterator[None]:
-        """Adds the time spent inside to :attr:`seconds`."""
-        start = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - start
+    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the current weights, unless they are recorded already or not due."""
+        step = trainer.global_step
+        if step > self._last_step and self.due(step):
+            with self.billed("record"):
+                with torch.no_grad():
+                    self.take(trainer, pl_module)
+                self.recorded(step)
+
+    def recorded(self, step: int) -> None:
+        """Notes that a step is complete, and writes when it is time to."""
+        self._last_step = step
+        pending = self.recorder
+        if pending is not None and (
+            pending.n_steps >= FLUSH_STEPS
+            or pending.seconds >= FLUSH_SECONDS
+            or pending.n_bytes >= FLUSH_BYTES
+        ):
+            self.flush()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is pending."""
-        if self.recorder is not None:
-            with self.billed():
-                self.recorder.flush()
+        with self.billed("write"):
+            self.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is pending and ends the file."""
         if self.recorder is not None:
+            self.flush()
             self.recorder.close()
             self.recorder = None
 
@@ -167,20 +210,28 @@ class TrajectoryCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning hook: where the record is and how far it goes; writes what is pending."""
-        if self.recorder is not None:
-            self.recorder.flush()
+        self.flush()
         return {"path": str(self._path), "last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning hook: see :meth:`state_dict`."""
         self._path, self._last_step = Path(state_dict["path"]), state_dict["last_step"]
 
-    def observe_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the current weights, unless they are recorded already or not due."""
-        step = trainer.global_step
-        if step > self._last_step and self.schedule.due(step):
-            with torch.no_grad():
-                self.record(step, self.observe(trainer, pl_module))
+    def _open(self, trainer: Trainer, pl_module: LightningModule, kept: list[Any]) -> Recorder:
+        assert self._path is not None
+        index, labels = self.items(pl_module)
+        metadata = {
+            "callback": type(self).__qualname__,
+            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "hyperparameters": {
+                k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
+            },
+        }
+        return Recorder(
+            self._path, index, labels, self.nulls(pl_module), self.meanings, metadata,
+            tensorboard_writer(trainer), kept, self.settle,
+            {quantity for quantities in self.charts.values() for quantity in quantities},
+        )  # fmt: skip
 
     def _write_layout(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """TensorBoard keeps one layout per run, so the first trajectory callback writes for all."""

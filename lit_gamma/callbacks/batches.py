@@ -41,14 +41,16 @@ class BatchTrajectory(TrajectoryCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Collects the batch; records once an optimizer step has used it."""
-        if self.schedule.due(self._step):
+        if self.due(self._step):
             self._outputs.append(outputs)
         if trainer.global_step > self._step:
             if self._outputs and self._step > self._last_step:
-                with self.billed():
+                with self.billed("record"):
                     values = self.measure(self._outputs)
                     self.record(self._step, {name: v.reshape(1) for name, v in values.items()})
+                    self.recorded(self._step)
             self._outputs, self._step = [], trainer.global_step
+        self.calibrate(trainer)
 
-    def observe_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There is no batch before the first step."""

@@ -13,18 +13,18 @@ from matplotlib import colormaps
 from torch import Tensor
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.base import EVERY_STEP
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.tensorboard import tensorboard_writer
-from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory, weight_groups
+from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
 
 class Condensation(WeightTrajectory):
     """Records the cosine alignment of the neurons of every weight matrix.
 
-    Neurons are rows, and pairs are distinct rows that are not zero. Mean cosine alone misses
-    condensation onto v and -v, so the headline is the mean squared cosine over its null. Of more
-    than 4096 neurons an evenly spaced selection is measured, see :class:`WeightGroup`.
+    Neurons are rows, and pairs are distinct rows that are not zero. The mean cosine, which
+    :class:`WeightNorms` records, misses condensation onto v and -v, so the headline is the mean
+    squared cosine over its null. Of more than 4096 neurons an evenly spaced selection is measured,
+    see :class:`WeightGroup`.
 
     Logged, as ``condensation/<quantity>/<matrix>``, or ``<quantity>_over_null`` where there is a
     null other than 0:
@@ -34,7 +34,6 @@ class Condensation(WeightTrajectory):
     ==================== ================================== ======= ====================
     mean_squared_cosine  mean cos² between rows             0 .. 1  1 / d_in
     mean_absolute_cosine mean ``|cos|``                     0 .. 1  ≈ sqrt(2 / (π d_in))
-    mean_cosine          mean cos                           -1 .. 1 0
     aligned_fraction     share of pairs, ``|cos| > 0.9``    0 .. 1  ≈ 0
     opposed_fraction     share of pairs, cos < -0.9         0 .. 1  ≈ 0
     ==================== ================================== ======= ====================
@@ -43,8 +42,10 @@ class Condensation(WeightTrajectory):
     (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
 
     Args:
-        schedule: The steps to record.
-        heatmaps: The steps to draw.
+        schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
+        overhead: See :class:`WeightTrajectory`.
+        matrices_per_step: See :class:`WeightTrajectory`.
+        heatmaps: The steps to draw; by default four per factor of ten.
         heatmap_roles: The roles to draw, see :data:`lit_gamma.neurons.ROLES`.
         heatmap_rows: Most rows in an image; of more, an evenly spaced selection is drawn.
     """
@@ -52,23 +53,26 @@ class Condensation(WeightTrajectory):
     meanings: ClassVar[Mapping[str, str]] = {
         "mean_squared_cosine": "mean cos² between distinct rows; 0..1; null 1/d_in",
         "mean_absolute_cosine": "mean |cos| between distinct rows; 0..1",
-        "mean_cosine": "mean cos between distinct rows; -1..1; null 0",
         "aligned_fraction": "share of pairs of rows with |cos| > 0.9; 0..1",
         "opposed_fraction": "share of pairs of rows with cos < -0.9; 0..1",
     }
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cos² ÷ null": ["mean_squared_cosine_over_null"]
+        "cos² ÷ null": ["mean_squared_cosine_over_null"],
+        "|cos| ÷ null": ["mean_absolute_cosine_over_null"],
+        "aligned and opposed pairs": ["aligned_fraction", "opposed_fraction"],
     }
 
     def __init__(
         self,
-        schedule: Schedule = EVERY_STEP,
-        heatmaps: Schedule = Schedule(per_decade=8),  # noqa: B008 (frozen)
+        schedule: Schedule | None = None,
+        overhead: float | None = 0.01,
+        matrices_per_step: float | None = None,
+        heatmaps: Schedule | None = None,
         heatmap_roles: Sequence[str] = ("embedding", "query", "key", "value", "mlp_up", "lm_head"),
-        heatmap_rows: int = 256,
+        heatmap_rows: int = 128,
     ) -> None:
-        super().__init__(schedule)
-        self.heatmaps = heatmaps
+        super().__init__(TIERED if schedule is None else schedule, overhead, matrices_per_step)
+        self.heatmaps = Schedule(per_decade=4) if heatmaps is None else heatmaps
         self.heatmap_roles = heatmap_roles
         self.heatmap_rows = heatmap_rows
         self._last_drawn = -1
@@ -79,7 +83,6 @@ class Condensation(WeightTrajectory):
         return {
             "mean_squared_cosine": metrics.mean_squared_cosine(cosines),
             "mean_absolute_cosine": metrics.mean_absolute_cosine(cosines),
-            "mean_cosine": metrics.mean_cosine(cosines),
             "aligned_fraction": metrics.aligned_fraction(cosines),
             "opposed_fraction": metrics.opposed_fraction(cosines),
         }
@@ -100,25 +103,30 @@ class Condensation(WeightTrajectory):
         super().load_state_dict(state_dict)
         self._last_drawn = state_dict["last_drawn"]
 
-    def observe_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @property
+    def jobs(self) -> dict[str, Schedule]:
+        """See :class:`TrajectoryCallback`."""
+        return {**super().jobs, "heatmaps": self.heatmaps}
+
+    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records and draws the current weights, each at its own steps."""
-        super().observe_if_due(trainer, pl_module)
+        super().take_if_due(trainer, pl_module)
         step = trainer.global_step
         if step == 0:
             self._last_drawn = -1
         if step > self._last_drawn and self.heatmaps.due(step):
             self._last_drawn = step
-            with torch.no_grad():
+            with self.billed("heatmaps"), torch.no_grad():
                 self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        groups = weight_groups(trainer, pl_module)  # On all ranks: it may gather.
         writer = tensorboard_writer(trainer)
-        if writer is None:
-            return
-        for group in groups:
-            for matrix, cosines in zip(group.matrices, group.cosines, strict=True):
-                if matrix.role in self.heatmap_roles:
+        for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
+            drawn = writer is not None and any(m.role in self.heatmap_roles for m in group.matrices)
+            for matrix, cosines in zip(
+                group.matrices, group.cosines if drawn else (), strict=drawn
+            ):
+                if writer is not None and matrix.role in self.heatmap_roles:
                     image = heatmap(cosines, self.heatmap_rows)
                     tag = f"{self.name}/cosines/{matrix.label}"
                     writer.add_image(tag, image, trainer.global_step, dataformats="HWC")
@@ -134,9 +142,9 @@ def heatmap(cosines: Tensor, max_rows: int) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 of shape (m, m, 3), m = min(n, max_rows): blue -1, white 0, red 1.
     """
+    chosen = torch.linspace(0, len(cosines) - 1, min(len(cosines), max_rows)).round().long()
+    cosines = cosines[chosen][:, chosen]
     order = metrics.sorted_by_alignment(cosines)
-    n_rows = min(len(order), max_rows)
-    order = order[torch.linspace(0, len(order) - 1, n_rows, device=order.device).round().long()]
     unit_range = (cosines[order][:, order] + 1) / 2
     image: npt.NDArray[np.uint8] = colormaps["RdBu_r"](unit_range.cpu().numpy(), bytes=True)
     return image[:, :, :3]

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
+from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory
 
 
 class EffectiveRank(WeightTrajectory):
@@ -28,7 +29,9 @@ class EffectiveRank(WeightTrajectory):
     =================== ============================= ============== ==============================
 
     Args:
-        schedule: The steps to record.
+        schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
+        overhead: See :class:`WeightTrajectory`.
+        matrices_per_step: See :class:`WeightTrajectory`.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {
@@ -42,9 +45,21 @@ class EffectiveRank(WeightTrajectory):
         "stable rank ÷ null": ["stable_rank_over_null"],
     }
 
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = 0.01,
+        matrices_per_step: float | None = None,
+    ) -> None:
+        super().__init__(TIERED if schedule is None else schedule, overhead, matrices_per_step)
+
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
-        s = weights.singular_values
+        return {"gram": weights.gram}
+
+    def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See :class:`TrajectoryCallback`: solves the eigenproblems."""
+        s = metrics.singular_values_of_gram(measured["gram"])
         return {
             "effective_rank": metrics.effective_rank(s),
             "participation_ratio": metrics.participation_ratio(s),

@@ -12,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gamma import trajectory
-from lit_gamma.callbacks.base import TrajectoryCallback, trajectory_callbacks
+from lit_gamma.callbacks.base import trajectory_callbacks
+from lit_gamma.callbacks.weights import WeightTrajectory
 
 
 class RunSummary(Callback):
@@ -20,10 +21,11 @@ class RunSummary(Callback):
 
     It holds gamma, seed, status (``finished``, ``interrupted`` or the error), optimizer steps,
     seconds of training (all parts of a resumed run), the validation metrics by name as last
-    measured, what each trajectory callback cost (host time as a share of training without them),
-    and per role the step and value of the strongest condensation and of the lowest effective rank,
-    both ÷ null. TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay;
-    the metrics are ``hp/<metric>`` there.
+    measured, what each trajectory callback cost (host time per step, and as a share of a step
+    without them) with the number of matrices that took turns at each step, and per role the step
+    and value of the strongest condensation and of the lowest effective rank, both ÷ null.
+    TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
+    are ``hp/<metric>`` there.
 
     Attributes:
         path: The file; None until it is written.
@@ -36,7 +38,7 @@ class RunSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._start = time.monotonic()
+        self._start, self._start_step = time.monotonic(), trainer.global_step
         # Asking for log_dir is a collective call, which only here all ranks make.
         self._run_dir = Path(trainer.log_dir or trainer.default_root_dir)
 
@@ -64,19 +66,31 @@ class RunSummary(Callback):
         running = 0.0 if self._start is None else time.monotonic() - self._start
         return self._earlier_seconds + running
 
-    def _overhead(self, callbacks: list[TrajectoryCallback]) -> dict[str, float]:
+    def _overhead(self, trainer: Trainer) -> dict[str, dict[str, float | None]]:
+        """What each callback cost, in this part of a resumed run."""
         assert self._start is not None
+        callbacks = trajectory_callbacks(trainer)
         training = time.monotonic() - self._start - sum(c.seconds for c in callbacks)
-        return {c.name: round(c.seconds / training, 4) for c in callbacks}
+        steps = max(1, trainer.global_step - self._start_step)
+        return {
+            c.name: {
+                "ms_per_step": round(c.seconds * 1e3 / steps, 3),
+                "share_of_step": round(c.seconds / training, 4),
+                **(
+                    {"matrices_per_step": c.matrices_per_step}
+                    if isinstance(c, WeightTrajectory)
+                    else {}
+                ),
+            }
+            for c in callbacks
+        }
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
         if self._start is None or not trainer.is_global_zero:
             return
         run_dir = self._run_dir
-        callbacks = trajectory_callbacks(trainer)
-        for callback in callbacks:
-            if callback.recorder is not None:
-                callback.recorder.flush()
+        for callback in trajectory_callbacks(trainer):
+            callback.flush()
         recorded = any(run_dir.glob("trajectory/*.arrow"))
         seed = os.environ.get("PL_GLOBAL_SEED")
         metrics = {
@@ -91,7 +105,7 @@ class RunSummary(Callback):
             "steps": trainer.global_step,
             "seconds": round(self._seconds(), 2),
             "metrics": metrics,
-            "overhead": self._overhead(callbacks),
+            "overhead": self._overhead(trainer),
             **(trajectory.extremes(trajectory.load(run_dir)) if recorded else {}),
         }
         draft = run_dir / "summary.json.tmp"

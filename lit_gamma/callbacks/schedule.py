@@ -32,8 +32,18 @@ class Schedule:
             return True
         return self.per_decade > 0 and self._log_spaced(step)
 
+    def count(self, last_step: int) -> int:
+        """Number of steps of the schedule from 0 up to and including ``last_step``."""
+        dense = min(self.dense_until, last_step)
+        regular = last_step // self.every - dense // self.every if self.every else 0
+        decades = math.log10(max(last_step, 1))
+        powers = {self._power(e) for e in range(math.ceil(decades * self.per_decade) + 1)}
+        spaced = {p for p in powers if dense < p <= last_step} if self.per_decade else set()
+        return 1 + dense + regular + sum(not self.every or p % self.every != 0 for p in spaced)
+
     def _log_spaced(self, step: int) -> bool:
         exponent = round(math.log10(step) * self.per_decade)
-        return step in {
-            round(10 ** (e / self.per_decade)) for e in (exponent - 1, exponent, exponent + 1)
-        }
+        return step in {self._power(e) for e in (exponent - 1, exponent, exponent + 1)}
+
+    def _power(self, exponent: int) -> int:
+        return round(10 ** (exponent / self.per_decade)) if self.per_decade else 0

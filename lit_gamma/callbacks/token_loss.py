@@ -32,6 +32,7 @@ class TokenLoss(BatchTrajectory):
 
     Args:
         schedule: The steps to record.
+        overhead: See :class:`TrajectoryCallback`.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {

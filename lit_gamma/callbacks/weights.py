@@ -1,8 +1,9 @@
-"""Callbacks that measure weight matrices, with the work they share done once per step."""
+"""Callbacks that measure weight matrices: all of them at some steps, a few in turn between them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,16 +17,25 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_gamma.callbacks.base import TrajectoryCallback
-from lit_gamma.metrics import cosine_matrix, singular_values
+from lit_gamma.callbacks.budget import Plan
+from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.side_stream import lend, side_stream
+from lit_gamma.errors import InputError
+from lit_gamma.metrics import cosine_matrix, singular_values_of_gram, smaller_gram
 from lit_gamma.neurons import NeuronMatrix, neurons
 from lit_gamma.recorder import Index
+
+TIERED = Schedule(dense_until=10, per_decade=10)
+"""The steps at which the exact measures take all matrices by default: 40 in the first 10,000."""
 
 MAX_LABELS = 40
 """With more matrices than this, TensorBoard shows the mean of each role; the file has them all."""
 
-
 MAX_COSINE_ROWS = 4096
 """Most neurons of a matrix whose cosines are all formed."""
+
+_MAX_STACK = 2**20
+"""Most entries stacked on a CPU: below it saves calls, above it only costs the copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +64,45 @@ class WeightGroup:
         return cosine_matrix(self.weight[:, ::every])
 
     @cached_property
+    def gram(self) -> Tensor:
+        """The smaller Gram matrix, float64, shape (b, m, m) with m = min(n_neurons, d_in)."""
+        return smaller_gram(self.weight)
+
+    @cached_property
     def singular_values(self) -> Tensor:
-        """Singular values, descending, shape (b, min(n_neurons, d_in))."""
-        return singular_values(self.weight)
+        """Singular values, descending, shape (b, min(n_neurons, d_in)); waits for the device."""
+        return singular_values_of_gram(self.gram).to(self.weight.dtype)
 
 
 class WeightTrajectory(TrajectoryCallback):
-    """Records quantities of every weight matrix. Subclasses implement :meth:`measure`."""
+    """Records quantities of every weight matrix. Subclasses implement :meth:`measure`.
+
+    At the steps of the schedule all matrices are measured. With a budget, matrices also take turns
+    at the steps between: after ten steps of calibration as many at each step as the budget allows,
+    in the order of :func:`lit_gamma.neurons.neurons`. A row of the record holds the step at which
+    its matrix was measured.
+
+    Args:
+        schedule: The steps to record all matrices; every step by default.
+        overhead: What recording may cost, as a share of the time of training without it; None for
+            no turns and no limit. A schedule over the budget gives one warning.
+        matrices_per_step: How many matrices take turns at each step, instead of calibrating: for a
+            record that repeats exactly. Below 1, one matrix takes its turn every so many steps.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = None,
+        matrices_per_step: float | None = None,
+    ) -> None:
+        super().__init__(schedule, overhead)
+        if matrices_per_step is not None and not 0 <= matrices_per_step < math.inf:
+            raise InputError(
+                f"matrices_per_step must be a number from 0 on, got {matrices_per_step}"
+            )
+        self.matrices_per_step = matrices_per_step
+        self._n_matrices = 0
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """Measures a group of matrices of one shape.
@@ -95,53 +137,98 @@ class WeightTrajectory(TrajectoryCallback):
         rows = [self.null(*m.weight.shape) for m in neurons(pl_module)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
-        """Measures all matrices of the current weights."""
-        groups = weight_groups(trainer, pl_module)
-        measured = [self.measure(group) for group in groups]
-        order = np.argsort([p for group in groups for p in group.positions])
-        return {
-            name: torch.cat([values[name].float() for values in measured])[order]
-            for name in measured[0]
-        }
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the record, or continues it after a resume, and takes W_0."""
+        self._n_matrices = sum(1 for _ in neurons(pl_module))
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Frees what the callbacks of the last step shared."""
+        _STEPS.pop(trainer, None)
+
+    def due(self, step: int) -> bool:
+        """Whether the step is on the schedule or is the turn of some matrix."""
+        return super().due(step) or bool(self._turn(step))
+
+    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the matrices whose step this is."""
+        step = trainer.global_step
+        positions = None if self.schedule.due(step) else self._turn(step)
+        for group in weight_groups(trainer, pl_module, positions):
+            with side_stream(group.weight.device):
+                self.record(step, self.measure(group), group.positions)
+
+    def apply(self, plan: Plan, trainer: Trainer) -> None:
+        """Fixes how many matrices take turns."""
+        if self.matrices_per_step is None and self.overhead is not None:
+            affordable = plan.matrices_per_step(self.overhead, self._n_matrices)
+            self.matrices_per_step = trainer.strategy.broadcast(affordable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning hook: the record, and the number of matrices that take turns."""
+        return {**super().state_dict(), "matrices_per_step": self.matrices_per_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning hook: see :meth:`state_dict`; a number given by the user stays."""
+        super().load_state_dict(state_dict)
+        if self.matrices_per_step is None:
+            self.matrices_per_step = state_dict["matrices_per_step"]
+
+    def _turn(self, step: int) -> list[int]:
+        """Positions of the matrices whose turn a step is: a function of the step alone."""
+        rate = min(self.matrices_per_step or 0, self._n_matrices)
+        turns = range(math.floor(rate * (step - 1)), math.floor(rate * step))
+        return sorted({turn % self._n_matrices for turn in turns})
 
 
-_GROUPS: WeakKeyDictionary[Trainer, tuple[int, list[WeightGroup]]] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[Trainer, tuple[int, list[WeightGroup]]] = WeakKeyDictionary()
 
 
-def weight_groups(trainer: Trainer, pl_module: LightningModule) -> list[WeightGroup]:
-    """The current weights, the same objects for every callback of one step.
+def weight_groups(
+    trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None = None
+) -> Iterator[WeightGroup]:
+    """Yields copies of current weights, those of all matrices shared by the callbacks of a step.
 
-    Matrices of one shape are stacked: it saves launches on an accelerator, and on a CPU, where it
-    costs a copy, 15 % of the time for matrices of 128 x 128. Sharded parameters (FSDP2) are
-    gathered, so all ranks must call this together.
+    Matrices of one shape are stacked, which saves calls; on a CPU only up to a million entries.
+    Sharded parameters (FSDP2) are gathered, one matrix at a time and not shared, so all ranks must
+    iterate together.
 
     Args:
         trainer: The trainer; its ``global_step`` tells the steps apart.
         pl_module: The module with the weights.
+        positions: The matrices, as positions in the order of :func:`lit_gamma.neurons.neurons`;
+            all by default.
 
-    Returns:
-        Groups that hold every matrix of the module once.
+    Yields:
+        Groups that hold every matrix asked for once.
     """
-    step, groups = _GROUPS.get(trainer, (-1, []))
-    if step != trainer.global_step:
-        groups = _group(list(neurons(pl_module)))
-        _GROUPS[trainer] = (trainer.global_step, groups)
-    return groups
+    matrices = list(neurons(pl_module))
+    positions = range(len(matrices)) if positions is None else positions
+    if any(isinstance(matrix.weight, DTensor) for matrix in matrices):
+        for i in positions:
+            weight = matrices[i].weight
+            full = weight.full_tensor() if isinstance(weight, DTensor) else weight.clone()
+            yield WeightGroup([i], [matrices[i]], lend(full[None]))
+    elif len(positions) < len(matrices):
+        yield from _stacked(matrices, positions)
+    else:
+        step, groups = _STEPS.get(trainer, (-1, []))
+        if step != trainer.global_step:
+            groups = list(_stacked(matrices, positions))
+            _STEPS[trainer] = (trainer.global_step, groups)
+        yield from groups
 
 
-def _group(matrices: list[NeuronMatrix]) -> list[WeightGroup]:
-    members: dict[Any, list[int]] = {}
-    weights = []
-    for i, matrix in enumerate(matrices):
-        weight = matrix.weight
-        weights.append(weight.full_tensor() if isinstance(weight, DTensor) else weight)
-        members.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
-    return [
-        WeightGroup(
-            positions,
-            [matrices[i] for i in positions],
-            torch.stack([weights[i] for i in positions]),
-        )
-        for positions in members.values()
-    ]
+def _stacked(matrices: Sequence[NeuronMatrix], positions: Sequence[int]) -> Iterator[WeightGroup]:
+    alike: dict[Any, list[int]] = {}
+    for i in positions:
+        weight = matrices[i].weight
+        alike.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
+    for (shape, _, device), members in alike.items():
+        size = len(members) if device.type != "cpu" else max(1, _MAX_STACK // shape.numel())
+        for start in range(0, len(members), size):
+            chunk = members[start : start + size]
+            stack = torch.stack([matrices[i].weight for i in chunk])
+            yield WeightGroup(chunk, [matrices[i] for i in chunk], lend(stack))

@@ -45,7 +45,16 @@ from lit_gamma.metrics.rank import (
     effective_rank,
     participation_ratio,
     singular_values,
+    singular_values_of_gram,
+    smaller_gram,
     stable_rank,
+)
+from lit_gamma.metrics.subspace import (
+    gram_product,
+    leading_block,
+    next_block,
+    ritz_matrix,
+    spectral_norm_bounds,
 )
 
 __all__ = [
@@ -61,11 +70,14 @@ __all__ = [
     "cosine_matrix",
     "effective_rank",
     "frobenius_norm",
+    "gram_product",
     "implied_gamma",
+    "leading_block",
     "max_row_norm",
     "mean_absolute_cosine",
     "mean_cosine",
     "mean_squared_cosine",
+    "next_block",
     "null_aligned_fraction",
     "null_effective_rank",
     "null_mean_absolute_cosine",
@@ -74,10 +86,14 @@ __all__ = [
     "null_stable_rank",
     "opposed_fraction",
     "participation_ratio",
+    "ritz_matrix",
     "rms",
     "singular_values",
+    "singular_values_of_gram",
+    "smaller_gram",
     "sorted_by_alignment",
     "spectral_norm",
+    "spectral_norm_bounds",
     "stable_rank",
     "update_ratio",
 ]

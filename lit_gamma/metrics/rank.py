@@ -11,15 +11,49 @@ from torch import Tensor
 from lit_gamma.metrics._matrix import as_float, divide_by_largest
 
 
-def singular_values(weight: Tensor) -> Tensor:
-    """Computes all singular values as square roots of the smaller Gram matrix's eigenvalues.
+def smaller_gram(weight: Tensor) -> Tensor:
+    """Computes WWᵀ or WᵀW, whichever is smaller, in float64.
 
     The Gram matrix squares the spectrum, so in float32 everything below √(6e-8) ≈ 2e-4 of the
-    largest value would be rounding noise, and a rank-one 768×768 matrix would read an effective
-    rank of 1.25. It is therefore formed and solved in float64: noise stays below 3e-8, that matrix
-    reads 1.00003, and float32 weights as small as 1e-38 do not underflow when squared. Rounding
-    the results to float32 loses nothing more. Matrices that are not finite read NaN instead of
-    failing the eigen-solver, which alone here waits for the device if that is a GPU.
+    largest singular value would be rounding noise, and a rank-one 768×768 matrix would read an
+    effective rank of 1.25. In float64 noise stays below 3e-8, that matrix reads 1.00003, and
+    float32 weights as small as 1e-38 do not underflow when squared.
+
+    Args:
+        weight: Matrices of shape (..., n, d), on a device that has float64.
+
+    Returns:
+        Shape (..., m, m) with m = min(n, d), float64.
+
+    Raises:
+        ValueError: If `weight` is empty or has fewer than two dimensions.
+    """
+    as_float(weight)
+    matrix = weight.to(torch.float64)
+    return matrix @ matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix.mT @ matrix
+
+
+def singular_values_of_gram(gram: Tensor) -> Tensor:
+    """Computes singular values as square roots of a Gram matrix's eigenvalues.
+
+    Grams that are not finite read NaN instead of failing the eigen-solver, which alone here waits
+    for the device if that is a GPU.
+
+    Args:
+        gram: Symmetric matrices of shape (..., m, m), from `smaller_gram`.
+
+    Returns:
+        Shape (..., m), descending, in units of the weights, dtype of `gram`.
+    """
+    is_finite = gram.isfinite().all(-1).all(-1).unsqueeze(-1)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(torch.where(is_finite.unsqueeze(-1), gram, 0))
+    return torch.where(is_finite, eigenvalues.clamp(min=0).sqrt().flip(-1), torch.nan)
+
+
+def singular_values(weight: Tensor) -> Tensor:
+    """Computes all singular values, from the smaller Gram matrix in float64.
+
+    See `smaller_gram` for why; rounding the results to float32 loses nothing more.
 
     Args:
         weight: Matrices of shape (..., n, d), on a device that has float64.
@@ -30,13 +64,7 @@ def singular_values(weight: Tensor) -> Tensor:
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
     """
-    dtype = as_float(weight).dtype
-    matrix = weight.to(torch.float64)
-    gram = matrix @ matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix.mT @ matrix
-    is_finite = gram.isfinite().all(-1).all(-1).unsqueeze(-1)
-    eigenvalues: Tensor = torch.linalg.eigvalsh(torch.where(is_finite.unsqueeze(-1), gram, 0))
-    values = eigenvalues.clamp(min=0).sqrt().flip(-1)
-    return torch.where(is_finite, values, torch.nan).to(dtype)
+    return singular_values_of_gram(smaller_gram(weight)).to(as_float(weight).dtype)
 
 
 def effective_rank(singular_values: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""Sums over the rows of every weight matrix, wherever the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from lit_gamma.callbacks.side_stream import lend
+from lit_gamma.neurons import neurons
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring matrices of one shape in a :class:`Rows`.
+
+    Attributes:
+        matrices: Their places in ``Rows.positions``.
+        rows: Where their rows are.
+        shape: Number of matrices, rows held here of each, d_in.
+    """
+
+    matrices: slice
+    rows: slice
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Weight matrices with the same number of inputs, below one another.
+
+    Attributes:
+        positions: Where the matrices stand in the order of :func:`lit_gamma.neurons.neurons`.
+        n_neurons: Rows of each whole matrix.
+        runs: Matrices of one shape, which are stacked without a copy.
+        values: A float32 copy of the rows this rank holds, shape (rows, d_in); there may be none.
+        ranks: The processes that hold the other rows; None if this one holds all.
+    """
+
+    positions: list[int]
+    n_neurons: list[int]
+    runs: list[Run]
+    values: Tensor
+    ranks: ProcessGroup | None
+
+    def stacked(self, values: Tensor, run: Run) -> Tensor:
+        """Views values of shape (rows, ...) as (matrices of the run, rows of each, ...)."""
+        return values[run.rows].view(*run.shape[:2], *values.shape[1:])
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums values of shape (rows, k) over the rows of each matrix: (len(positions), k)."""
+        return torch.cat([self.stacked(values, run).sum(1) for run in self.runs])
+
+    def maxima(self, values: Tensor) -> Tensor:
+        """Largest of values >= 0 of shape (rows,) over the rows of each matrix; 0 without rows."""
+        empty = values.new_zeros(1)
+        return torch.cat(
+            [
+                self.stacked(values, run).amax(1) if run.shape[1] else empty.expand(run.shape[0])
+                for run in self.runs
+            ]
+        )
+
+
+def rows_of(pl_module: LightningModule) -> list[Rows]:
+    """Copies the rows of all weight matrices that this rank holds.
+
+    Of parameters sharded by rows (FSDP2, also unevenly) these are the rank's own rows; any other
+    kind of sharding is gathered, one matrix at a time.
+
+    Args:
+        pl_module: The module with the weights.
+
+    Returns:
+        One :class:`Rows` per d_in, device and set of ranks, the same ones on every rank.
+    """
+    for module in pl_module.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # An evaluation leaves the outermost weights gathered.
+    alike: dict[tuple[int, torch.device, ProcessGroup | None], list[tuple[int, int, Tensor]]] = {}
+    for i, matrix in enumerate(neurons(pl_module)):
+        held, ranks = _held(matrix.weight)
+        key = (matrix.weight.shape[1], held.device, ranks)
+        alike.setdefault(key, []).append((i, matrix.weight.shape[0], held))
+    rows = []
+    for (_, _, ranks), members in alike.items():
+        members.sort(key=lambda member: member[1])  # Stable: shapes become neighbours.
+        positions, n_neurons, held_rows = (list(column) for column in zip(*members, strict=True))
+        copy = lend(torch.cat(held_rows).float())
+        rows.append(Rows(positions, n_neurons, _runs(n_neurons, held_rows), copy, ranks))
+    return rows
+
+
+def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
+    if not isinstance(weight, DTensor):
+        return weight, None
+    sharded = [i for i, p in enumerate(weight.placements) if not isinstance(p, Replicate)]
+    if len(sharded) == 1 and weight.placements[sharded[0]] == Shard(0):
+        return weight.to_local(), weight.device_mesh.get_group(sharded[0])
+    return weight.full_tensor(), None
+
+
+def _runs(n_neurons: Sequence[int], held: Sequence[Tensor]) -> list[Run]:
+    runs, matrix, row = [], 0, 0
+    for _, members in groupby(zip(n_neurons, held, strict=True), key=lambda member: member[0]):
+        tensors = [tensor for _, tensor in members]
+        k, (n, d) = len(tensors), tensors[0].shape
+        runs.append(Run(slice(matrix, matrix + k), slice(row, row + k * n), (k, n, d)))
+        matrix, row = matrix + k, row + k * n
+    return runs
+
+
+def add_over_ranks(sums: Sequence[Tensor], ranks: Sequence[ProcessGroup | None]) -> None:
+    """Adds sums of sharded matrices over the ranks, in place, with one all_reduce.
+
+    Args:
+        sums: Tensors of any shapes.
+        ranks: The processes each is spread over; None for those that are whole.
+    """
+    for group in dict.fromkeys(r for r in ranks if r is not None):
+        parts = [part for part, r in zip(sums, ranks, strict=True) if r is group]
+        packed = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(packed, group=group)
+        start = 0
+        for part in parts:
+            part.copy_(packed[start : start + part.numel()].view_as(part))
+            start += part.numel()
+
+
+def in_own_slot(largest: Tensor, ranks: ProcessGroup | None) -> Tensor:
+    """Spreads values (m,) over one slot per rank, (m, ranks), so that a sum keeps them apart."""
+    if ranks is None:
+        return largest.unsqueeze(1)
+    slots = torch.arange(dist.get_world_size(ranks), device=largest.device)
+    return largest.unsqueeze(1) * (slots == dist.get_rank(ranks))

@@ -1,0 +1,105 @@
+"""The spectral norm of a matrix that changes slowly, from one product with a few vectors a step.
+
+Block power iteration (subspace iteration) with a warm start: an orthonormal block V of a few
+vectors follows the leading right singular vectors of W while training changes W. Every step takes
+Y = WᵀWV, reads the Rayleigh-Ritz values of the block and their residual, and goes on with
+V = orth(Y) (Saad, "Numerical Methods for Large Eigenvalue Problems", 2011, sections 4.3 and 5.1).
+Y is a sum over the rows of W, so the rows may lie on several devices.
+"""
+
+import torch
+from torch import Tensor
+
+from lit_gamma.metrics._matrix import as_float
+from lit_gamma.metrics.rank import smaller_gram
+
+_ROUNDING = 1e-6  # Relative, of a float32 sum over rows.
+
+
+def leading_block(weight: Tensor, size: int) -> Tensor:
+    """Computes the exact block to start from; waits for the device if that is a GPU.
+
+    Args:
+        weight: Matrices of shape (..., n, d).
+        size: Most vectors of the block.
+
+    Returns:
+        Orthonormal, shape (..., d, min(size, d)), spanning the leading right singular vectors;
+        float32 (float64 for float64 weights). Where W is not finite, any orthonormal block.
+    """
+    gram = smaller_gram(weight)
+    vectors = torch.linalg.eigh(torch.where(gram.isfinite(), gram, 0)).eigenvectors.flip(-1)
+    rows = torch.where(weight.isfinite(), weight, 0).to(torch.float64)
+    if rows.shape[-2] < rows.shape[-1]:
+        vectors = rows.mT @ vectors
+    size = min(size, rows.shape[-1])
+    missing = torch.eye(rows.shape[-1], size, dtype=torch.float64, device=rows.device)
+    vectors = torch.cat((vectors[..., :size], missing.expand(*rows.shape[:-2], -1, -1)), dim=-1)
+    return next_block(vectors)[..., :size].to(as_float(weight).dtype)
+
+
+def gram_product(weight: Tensor, block: Tensor) -> Tensor:
+    """Computes WᵀWV for rows W; products of several parts of the rows add up.
+
+    Args:
+        weight: Shape (..., n, d).
+        block: V, shape (..., d, b).
+
+    Returns:
+        Y, shape (..., d, b).
+    """
+    rows = as_float(weight)
+    return rows.mT @ (rows @ block)
+
+
+def ritz_matrix(block: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes VᵀWᵀWV and the norm of the residual Y - V (VᵀWᵀWV).
+
+    Args:
+        block: V, shape (..., d, b), orthonormal.
+        product: Y = WᵀWV, shape (..., d, b).
+
+    Returns:
+        The symmetric matrix, shape (..., b, b), and the Frobenius norm of the residual, (...).
+    """
+    projected = block.mT @ product
+    residual = torch.linalg.vector_norm(product - block @ projected, dim=(-2, -1))
+    return (projected + projected.mT) / 2, residual
+
+
+def spectral_norm_bounds(ritz: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes an estimate of σ₁ = ‖W‖₂ and its certificate: estimate ≤ σ₁ ≤ estimate + error.
+
+    With θ the largest Ritz value and r the residual, θ ≤ σ₁² always; and σ₁² ≤ θ + r as long as
+    no direction orthogonal to the block exceeds θ itself, for the whole matrix then is
+    [[ritz, Rᵀ], [R, C]] with ‖R‖ ≤ r and ‖C‖ ≤ θ (Weyl's inequality). The error includes float32
+    rounding. Waits for the device if that is a GPU.
+
+    Args:
+        ritz: Shape (..., b, b), from `ritz_matrix`.
+        residual: Shape (...).
+
+    Returns:
+        Estimate and error, shape (...), in units of the weights; NaN where ritz is not finite.
+    """
+    is_finite = ritz.isfinite().all(-1).all(-1)
+    values = torch.linalg.eigvalsh(torch.where(is_finite[..., None, None], ritz, 0))
+    largest = torch.where(is_finite, values[..., -1].clamp(min=0), torch.nan)
+    estimate = largest.sqrt() * (1 - _ROUNDING)
+    return estimate, (largest + residual).sqrt() * (1 + _ROUNDING) - estimate
+
+
+def next_block(product: Tensor) -> Tensor:
+    """Orthonormalizes Y = WᵀWV to the next step's block, without waiting for the device.
+
+    Columns that vanish, where W has a lower rank than the block, still give an orthonormal block.
+
+    Args:
+        product: Shape (..., d, b).
+
+    Returns:
+        Shape (..., d, b).
+    """
+    scale = product.abs().amax((-2, -1), keepdim=True)
+    block: Tensor = torch.linalg.qr(product / torch.where(scale > 0, scale, 1)).Q
+    return block
