@@ -67,6 +67,16 @@ class Audit(tuple[AuditRow, ...]):
         full = [f"{note}: {', '.join(names)}" for note, names in self.notes.items()]
         return "\n".join([head, *lines, *full])
 
+    def headline(self) -> str:
+        """One line: how many matrices were drawn, and how well the draw fits."""
+        rates = sorted({row.gamma for row in self})
+        worst = max(self, key=lambda row: abs(row.deviation))
+        return (
+            f"{len(self)} matrices drawn with std d_in^-gamma, gamma "
+            f"{', '.join(f'{rate:g}' for rate in rates)}; realised std within "
+            f"{abs(worst.deviation):.1f} standard errors ({worst.name})"
+        )
+
     def summary(self) -> str:
         """The table with one line per role and std, and the notes with their first names."""
         lines = [

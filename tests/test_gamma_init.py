@@ -124,3 +124,25 @@ def test_two_lines_record_the_trajectory_of_a_plain_module(tmp_path):
     assert rows["implied_gamma"].to_list() == pytest.approx([0.8, 0.8], abs=0.06)
     with pytest.raises(InputError, match=r"TokenLoss.*token_loss"):
         fit(tmp_path, TokenLoss())
+
+
+def test_pretrained_weights_are_left_alone_and_a_fresh_model_of_that_shape_is_not(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**shape, num_attention_heads=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "hub")
+
+    def start_of(model):
+        module, start = Plain(), Start()
+        module.backbone = model
+        before = model.lm_head.weight.detach().clone()
+        fit(tmp_path, GammaInit(1.0), start, module=module, max_steps=1)
+        return before, start.weights["backbone.lm_head.weight"]
+
+    with pytest.warns(UserWarning, match="from_pretrained has loaded weights"):
+        before, start = start_of(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hub"))
+    assert torch.equal(before, start)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hub")
+    before, start = start_of(transformers.AutoModelForCausalLM.from_config(config))
+    assert start.std().item() == pytest.approx(1 / 8, rel=0.25)
+    assert not torch.equal(before, start)
