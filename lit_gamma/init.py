@@ -116,7 +116,7 @@ def gamma_init_(
         InputError: γ is not finite, is negative or too large for the dtype, or an override names
             no group, or one that has no matrix here. Nothing has been overwritten then.
     """
-    rates = _rates(gamma, overrides or {})
+    rates = checked_rates(gamma, overrides or {})
     if residual_scale not in get_args(ResidualScale):
         raise InputError(f"residual_scale {residual_scale!r} is unknown; known: none, depth")
     if preset not in (None, *get_args(Preset)):
@@ -137,7 +137,12 @@ def gamma_init_(
     return Audit(rows, notes)
 
 
-def _rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
+def checked_rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
+    """Returns the overrides.
+
+    Raises:
+        InputError: γ or an override is impossible, or an override names no group.
+    """
     unknown = sorted(set(overrides) - set(GROUPS))
     if unknown:
         raise InputError(

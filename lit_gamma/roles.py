@@ -52,7 +52,7 @@ _ANYWHERE = _by_name(
         "mlp_up": "up_proj c_fc dense_h_to_4h",
         ("mlp_gate", "mlp_up"): "gate_up_proj",
         "mlp_down": "down_proj dense_4h_to_h",
-        "lm_head": "lm_head embed_out unembedding unembed classifier score",
+        "lm_head": "lm_head embed_out unembedding unembed head classifier score",
         "embedding": "embedding patch_embedding cls_token class_token mask_token register_tokens",
         "position": "position pos_embed pos_embedding position_embedding position_embeddings",
     }

@@ -111,6 +111,9 @@ def test_what_cannot_be_initialized_is_one_clear_message(tmp_path):
             self.net.requires_grad_(False)
             self.scale = nn.Parameter(torch.ones(3))
 
+    for options in ({"gamma": -1.0}, {"overrides": {"mpl": 1.0}}):
+        with pytest.raises(InputError, match=r"-1\.0|'mpl'"):
+            GammaInit(**options)
     with pytest.raises(InputError, match=r"no weight to draw in Empty.*\n.*frozen: net\.0"):
         fit(tmp_path, GammaInit(), module=Empty())
     with pytest.raises(InputError, match="'mlp' has no matrix here"):

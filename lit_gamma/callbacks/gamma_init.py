@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_gamma.audit import Audit
 from lit_gamma.callbacks.tensorboard import tensorboard_writer
 from lit_gamma.errors import InputError
-from lit_gamma.init import Preset, ResidualScale, gamma_init_
+from lit_gamma.init import Preset, ResidualScale, checked_rates, gamma_init_
 from lit_gamma.parameters import Roles
 
 
@@ -49,6 +49,7 @@ class GammaInit(Callback):
         roles: Roles | None = None,
         seed: int | None = None,
     ) -> None:
+        checked_rates(gamma, overrides or {})
         self.gamma = gamma
         self.overrides = overrides
         self.residual_scale = residual_scale
