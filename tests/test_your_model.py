@@ -9,16 +9,30 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_gamma import gamma_init_, metrics, trajectory
+from lit_gamma.callbacks import GammaInit, Schedule
 
-CODE = re.findall(r"```python\n(.*?)```", (ROOT / "docs/your_model.md").read_text(), re.DOTALL)
+DOC = (ROOT / "docs/your_model.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
 
 
 def write(folder, name: str) -> str:
     (code,) = (code for code in CODE if code.startswith(f"# {name}\n"))
     (folder / name).write_text(code)
     return code
+
+
+def test_the_yaml_means_what_it_says_in_anyone_s_command_line(folder):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
+    (folder / "config.yaml").write_text(text)
+    cli = LightningCLI(BoringModel, run=False, args=["--config=config.yaml"])
+    init, condensation = cli.trainer.callbacks[:2]
+    assert (type(init), init.gamma) == (GammaInit, 1.0)
+    assert condensation.schedule == Schedule(per_decade=20, dense_until=100)
+    assert not condensation.schedule.due(105)
 
 
 @pytest.fixture
