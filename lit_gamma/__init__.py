@@ -1,7 +1,8 @@
 """γ-initialized transformers whose developmental trajectory is recorded at every step."""
 
+from lit_gamma.audit import Audit
 from lit_gamma.errors import InputError
-from lit_gamma.init import Audit, gamma_init_
+from lit_gamma.init import gamma_init_
 from lit_gamma.language_model import LanguageModel, OptimizerConfig
 from lit_gamma.neurons import NeuronMatrix, neurons
 from lit_gamma.transformer import Transformer, TransformerConfig

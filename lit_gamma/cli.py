@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
@@ -54,6 +55,8 @@ class LitGammaCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says at the end, however it comes, what was recorded and how to go on."""
+        if not kwargs.get("ckpt_path"):
+            rank_zero_info(self.model.init_audit.headline())
         try:
             self.trainer.fit(**kwargs)
         finally:

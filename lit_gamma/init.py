@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lit_gamma.audit import Audit, AuditRow
 from lit_gamma.errors import InputError
-from lit_gamma.neurons import NeuronMatrix, neurons
+from lit_gamma.fused import Part, parts
+from lit_gamma.norms import neutral_value
+from lit_gamma.parameters import Parameter, Roles, parameters
+from lit_gamma.parametrized import assign_parametrized
+from lit_gamma.sharding import fill
 
 ResidualScale = Literal["none", "depth"]
 Preset = Literal["complexity_control"]
@@ -28,50 +34,41 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _GROUP_OF = {role: group for group, roles in GROUPS.items() for role in roles}
 _RESIDUAL_ROLES = ("attention_out", "mlp_down")
 
+_FROZEN = "left alone, frozen"
+_LORA = "left alone, LoRA"
+_UNASSIGNABLE = "left alone, its parametrization takes no values"
+_PARAMETRIZED = "drawn through its parametrization"
+_UNRECOGNISED = "not recognised, drawn by the rule"
+_VECTOR = "left as made, a vector that is neither a bias nor a norm's scale"
+_UNTRIED_NORM = "set to one, a norm that could not be tried out"
+_META = "not drawn, on the meta device: call module.to_empty(device=...) and initialize again"
+
 
 @dataclass(frozen=True)
-class AuditRow:
-    """One tensor after initialization.
+class _Rule:
+    """The options of :func:`gamma_init_`, checked."""
 
-    Attributes:
-        name: Path of the parameter.
-        role: Its role, see :data:`lit_gamma.neurons.ROLES`.
-        shape: (n_neurons, d_in).
-        gamma: The initialization rate that was applied.
-        expected_std: Standard deviation of the rule.
-        realised_std: Root mean square of the entries drawn, in float64.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, int]
     gamma: float
-    expected_std: float
-    realised_std: float
+    rates: Mapping[str, float]
+    residual_scale: ResidualScale
+    preset: Preset | None
+    d_model: int | None
+    n_layers: int
 
-    @property
-    def deviation(self) -> float:
-        """(realised - expected) in units of its standard error, expected_std / sqrt(2 n d)."""
-        error = self.expected_std / math.sqrt(2 * math.prod(self.shape))
-        return (self.realised_std - self.expected_std) / error
-
-
-class Audit(tuple[AuditRow, ...]):
-    """The rows of an initialization; ``print(audit)`` shows them as a table."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        width = max((len(row.name) for row in self), default=4)
-        head = f"{'name':<{width}}  {'role':<14}  {'shape':>13}  {'gamma':>6}  "
-        head += f"{'expected':>10}  {'realised':>10}  {'error/se':>8}"
-        lines = [
-            f"{row.name:<{width}}  {row.role:<14}  {'x'.join(map(str, row.shape)):>13}  "
-            f"{row.gamma:>6.3g}  {row.expected_std:>10.4g}  {row.realised_std:>10.4g}  "
-            f"{row.deviation:>+8.2f}"
-            for row in self
-        ]
-        return "\n".join([head, *lines])
+    def row(self, parameter: Parameter, part: Part) -> AuditRow:
+        """What is expected of a matrix; its realised std is not known yet."""
+        shape = part.matrix(torch.empty(parameter.tensor.shape, device="meta")).shape
+        rate = self.rates.get(_GROUP_OF.get(part.role, ""), self.gamma)
+        std = (self.d_model if self.preset and self.d_model else shape[1]) ** -rate
+        if self.residual_scale == "depth" and part.role in _RESIDUAL_ROLES:
+            std /= math.sqrt(2 * self.n_layers)
+        name, dtype = f"{parameter.path}{part.suffix}", parameter.tensor.dtype
+        if std < torch.finfo(dtype).tiny:
+            raise InputError(
+                f"gamma {rate} gives {name} a std of {std:.3g}, "
+                f"below what {dtype} can hold; choose a smaller gamma"
+            )
+        return AuditRow(name, part.role, (shape[0], shape[1]), rate, std, math.nan)
 
 
 @torch.no_grad()
@@ -82,13 +79,21 @@ def gamma_init_(
     residual_scale: ResidualScale = "none",
     preset: Preset | None = None,
     generator: torch.Generator | None = None,
+    roles: Roles | None = None,
 ) -> Audit:
     r"""Initializes a module in place by the γ rule.
 
     Every weight matrix seen by :func:`lit_gamma.neurons.neurons` is drawn from
     :math:`\mathcal N(0, \sigma^2)` with :math:`\sigma = d_\text{in}^{-\gamma}` (arXiv 2505.23013;
-    arXiv 2501.08537). An embedding row has d_model entries, so its d_in is d_model. Norm scales
-    become one and biases zero. Tied weights are drawn once.
+    arXiv 2501.08537), each projection in a fused one from its own fan-in. An embedding row has
+    d_model entries, so its d_in is d_model; its padding row becomes zero. Norms become neutral
+    (one, or zero where the layer adds one itself) and biases zero. Tied weights are drawn once.
+    Sharded weights (DTensor) are drawn whole on every process, so they do not depend on how many
+    there are.
+
+    Left alone and said in the audit are frozen parameters, LoRA's, and vectors that are neither
+    bias nor norm. A parametrized weight is drawn through its parametrization. Whatever else is not
+    recognised is drawn by the rule and listed.
 
     Args:
         module: The module to initialize. Its parameters are overwritten.
@@ -100,65 +105,44 @@ def gamma_init_(
         preset: ``complexity_control`` follows the released code of arXiv 2501.08537: d_model in
             place of d_in for every matrix, ``residual_scale="depth"``, and biases left as they
             were made (PyTorch's default).
-        generator: Source of randomness; the global one if None.
+        generator: Source of randomness; its device does the drawing, whatever the parameters'. If
+            None, the global one of each parameter's device.
+        roles: Roles that names do not tell, see :func:`lit_gamma.neurons.neurons`.
 
     Returns:
-        The audit: for each tensor the expected and the realised std.
+        The audit: for each matrix the expected and the realised std, and what was left alone.
 
     Raises:
         InputError: γ is not finite, is negative or too large for the dtype, or an override names
             no group, or one that has no matrix here. Nothing has been overwritten then.
     """
-    rates = _rates(gamma, overrides or {})
+    rates = checked_rates(gamma, overrides or {})
     if residual_scale not in get_args(ResidualScale):
         raise InputError(f"residual_scale {residual_scale!r} is unknown; known: none, depth")
     if preset not in (None, *get_args(Preset)):
         raise InputError(f"preset {preset!r} is unknown; known: complexity_control")
     if preset == "complexity_control":
         residual_scale = "depth"
-    matrices = list(neurons(module))
-    rows = []
-    for matrix, rate, std in _plan(matrices, rates, gamma, residual_scale, preset):
-        matrix.weight.normal_(0.0, std, generator=generator)
-        rows.append(_audit_row(matrix, rate, std))
-    for name, vector in _vectors(module):
-        if not name.endswith("bias"):
-            vector.fill_(1.0)
-        elif preset is None:
-            vector.zero_()
-    return Audit(rows)
+    notes: dict[str, list[str]] = defaultdict(list)
+    found = _trained(parameters(module, roles), notes)
+    matrices = [parameter for parameter in found if parameter.kind == "matrix"]
+    rule = _Rule(gamma, rates, residual_scale, preset, _d_model(matrices), _n_layers(matrices))
+    plan = [
+        (matrix, [(part, rule.row(matrix, part)) for part in parts(matrix)]) for matrix in matrices
+    ]
+    _refuse_idle(rates, {part.role for _, planned in plan for part, _ in planned})
+    rows = [row for matrix, planned in plan for row in _draw(matrix, planned, generator, notes)]
+    for parameter in found:
+        _settle(parameter, preset, notes)
+    return Audit(rows, notes)
 
 
-def _plan(
-    matrices: list[NeuronMatrix],
-    rates: dict[str, float],
-    gamma: float,
-    residual_scale: ResidualScale,
-    preset: Preset | None,
-) -> list[tuple[NeuronMatrix, float, float]]:
-    """Decides (matrix, γ, std) for all before anything is overwritten."""
-    d_model = next((m.weight.shape[1] for m in matrices if m.role == "embedding"), None)
-    n_layers = len({m.layer for m in matrices if m.layer is not None}) or 1
-    idle = sorted(set(rates) - {_GROUP_OF.get(m.role) for m in matrices})
-    if idle:
-        raise InputError(f"gamma override {idle[0]!r} has no matrix here (tied, or another name)")
-    plan = []
-    for matrix in matrices:
-        rate = rates.get(_GROUP_OF.get(matrix.role, ""), gamma)
-        fan_in = d_model if preset and d_model else matrix.weight.shape[1]
-        std = fan_in**-rate
-        if residual_scale == "depth" and matrix.role in _RESIDUAL_ROLES:
-            std /= math.sqrt(2 * n_layers)
-        if std < torch.finfo(matrix.weight.dtype).tiny:
-            raise InputError(
-                f"gamma {rate} gives {matrix.name} a std of {std:.3g}, "
-                f"below what {matrix.weight.dtype} can hold; choose a smaller gamma"
-            )
-        plan.append((matrix, rate, std))
-    return plan
+def checked_rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
+    """Returns the overrides.
 
-
-def _rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
+    Raises:
+        InputError: γ or an override is impossible, or an override names no group.
+    """
     unknown = sorted(set(overrides) - set(GROUPS))
     if unknown:
         raise InputError(
@@ -170,11 +154,82 @@ def _rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
     return dict(overrides)
 
 
-def _audit_row(matrix: NeuronMatrix, gamma: float, std: float) -> AuditRow:
-    rows, columns = matrix.weight.shape
-    realised = matrix.weight.double().square().mean().sqrt().item()
-    return AuditRow(matrix.name, matrix.role, (rows, columns), gamma, std, realised)
+def _refuse_idle(rates: Mapping[str, float], roles: set[str]) -> None:
+    idle = sorted(set(rates) - {_GROUP_OF.get(role) for role in roles})
+    if idle:
+        raise InputError(f"gamma override {idle[0]!r} has no matrix here (tied, or another name)")
 
 
-def _vectors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p.detach()) for name, p in module.named_parameters() if p.ndim == 1)
+def _d_model(matrices: list[Parameter]) -> int | None:
+    tables = (m.tensor for m in matrices if m.roles == ("embedding",) and m.tensor.ndim == 2)
+    return next((table.shape[1] for table in tables), None)
+
+
+def _n_layers(matrices: list[Parameter]) -> int:
+    return len({m.layer for m in matrices if m.layer is not None}) or 1
+
+
+def _trained(found: list[Parameter], notes: dict[str, list[str]]) -> list[Parameter]:
+    """The parameters that initialization may touch."""
+    trained = []
+    for parameter in found:
+        if "lora_" in parameter.path:
+            notes[_LORA].append(parameter.path)
+        elif parameter.frozen:
+            notes[_FROZEN].append(parameter.path)
+        else:
+            trained.append(parameter)
+    return trained
+
+
+def _draw(
+    parameter: Parameter,
+    planned: list[tuple[Part, AuditRow]],
+    generator: torch.Generator | None,
+    notes: dict[str, list[str]],
+) -> list[AuditRow]:
+    """Draws the matrices of a parameter; returns their rows with the realised std."""
+    if parameter.roles == ("other",):
+        notes[_UNRECOGNISED].append(parameter.path)
+    tensor = parameter.tensor
+    if tensor.is_meta:
+        notes[_META].append(parameter.path)
+        return [row for _, row in planned]
+    device = generator.device if generator else tensor.device
+    # Whole and contiguous, so that the draw depends neither on shards nor on strides.
+    fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    for part, row in planned:
+        part.cut(fresh).normal_(0.0, row.expected_std, generator=generator)
+    realised = fresh
+    if parameter.parametrization:
+        made = assign_parametrized(parameter.owner, parameter.leaf, fresh.to(tensor.device))
+        said = _UNASSIGNABLE if made is None else _PARAMETRIZED
+        notes[f"{said} ({parameter.parametrization})"].append(parameter.path)
+        if made is None:
+            return []
+        realised = made
+    rows = [replace(row, realised_std=_rms(part.cut(realised))) for part, row in planned]
+    if parameter.parametrization is None:
+        padding = getattr(parameter.owner, "padding_idx", None)
+        if padding is not None:
+            fresh[padding] = 0
+        fill(tensor, fresh)
+    return rows
+
+
+def _rms(tensor: Tensor) -> float:
+    return tensor.double().square().mean().sqrt().item()
+
+
+def _settle(parameter: Parameter, preset: Preset | None, notes: dict[str, list[str]]) -> None:
+    """Makes norms neutral and biases zero."""
+    tensor = parameter.tensor.detach()
+    if parameter.kind == "norm":
+        value = neutral_value(parameter.owner, parameter.leaf)
+        if value is None:
+            notes[_UNTRIED_NORM].append(parameter.path)
+        tensor.fill_(1.0 if value is None else value)
+    elif parameter.kind == "bias" and preset is None:
+        tensor.zero_()
+    elif parameter.kind == "vector":
+        notes[_VECTOR].append(parameter.path)

@@ -69,7 +69,7 @@ class Recorder:
     ) -> None:
         self.path = path
         self._index = {name: pa.array(items) for name, items in index.items()}
-        self._n_items = max(1, len(labels))
+        self._n_items = len(next(iter(index.values()))) if index else 1
         self._nulls = nulls
         self._meanings = meanings
         self._metadata = metadata

@@ -208,6 +208,7 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
 def test_several_processes_record_what_one_does(workspace, processes, strategy):
     def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
+        arguments += ("--trainer.callbacks+=GammaInit",)
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,

@@ -269,3 +269,112 @@ def test_the_smallest_std_a_dtype_holds_is_accepted():
     half = model().half()
     gamma_init_(half, 1.5, generator=seeded(12))
     assert stds(half)["lm_head"] == pytest.approx(48.0**-1.5, rel=0.05)
+
+
+def notes(audit) -> dict[str, tuple[str, ...]]:
+    return {note.partition(":")[0]: names for note, names in audit.notes.items()}
+
+
+def test_frozen_lora_and_odd_parameters_are_treated_as_the_audit_says():
+    module = nn.ModuleDict(
+        {"frozen": nn.Linear(9, 9), "emb": nn.Embedding(40, 16, padding_idx=3), "odd": nn.Module()}
+    )
+    module["frozen"].requires_grad_(False)
+    module["odd"].mixing = nn.Parameter(torch.ones(30, 20))
+    module["odd"].scale = nn.Parameter(torch.full((20,), 1e-4))
+    module["odd"].lora_A = nn.Linear(20, 4, bias=False)
+    before = state(module)
+    audit = gamma_init_(module, 0.6, generator=seeded(13))
+    assert notes(audit) == {
+        "left alone, frozen": ("frozen", "frozen.bias"),
+        "left alone, LoRA": ("odd.lora_A",),
+        "not recognised, drawn by the rule": ("odd.mixing",),
+        "left as made, a vector that is neither a bias nor a norm's scale": ("odd.scale",),
+    }
+    for name, p in module.named_parameters():
+        kept = name not in ("odd.mixing", "emb.weight")
+        assert torch.equal(p, before[name]) == kept, name
+    assert [row.name for row in audit] == ["emb", "odd.mixing"]
+    assert all(abs(row.deviation) < 5 for row in audit)
+    assert audit[1].expected_std == 20**-0.6
+    assert not module["emb"].weight[3].any()
+    for text in (str(audit), audit.summary()):
+        assert "left alone, frozen: frozen, frozen.bias" in text
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """Gemma's: the scale is one plus the weight."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+class OwnLayerNorm(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(d))
+        self.b = nn.Parameter(torch.randn(d))
+
+    def forward(self, x):
+        return self.a * (x - x.mean(-1, True)) / x.std(-1, keepdim=True) + self.b
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(8), nn.RMSNorm(8), nn.GroupNorm(1, 8), OffsetRMSNorm(8), OwnLayerNorm(8)]
+)
+def test_a_norm_becomes_neutral_whatever_its_parameters_are_called(norm):
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    calls = []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    gamma_init_(norm)
+    assert not calls
+    x = torch.randn(3, 8)
+    centred = x if isinstance(norm, nn.RMSNorm) else x - x.mean(-1, keepdim=True)
+    y = norm(x)
+    torch.testing.assert_close(y / y.norm(dim=-1, keepdim=True),
+                               centred / centred.norm(dim=-1, keepdim=True))  # fmt: skip
+    assert y.square().mean().item() == pytest.approx(
+        1, abs=0.2
+    )  # std(correction=1) in OwnLayerNorm
+
+
+def test_each_projection_in_a_fused_one_and_each_expert_has_its_own_rate_and_fan_in():
+    layer = nn.TransformerEncoderLayer(64, 4, 96)
+    audit = gamma_init_(layer, 0.5, {"attention_qk": 0.9}, generator=seeded(14))
+    expected = {"query": 64**-0.9, "key": 64**-0.9, "value": 64**-0.5, "mlp_down": 96**-0.5}
+    for row in audit:
+        assert row.expected_std == expected.get(row.role, 64**-0.5)
+        assert abs(row.deviation) < 5
+    parts = np.split(layer.self_attn.in_proj_weight.detach().numpy(), 3)
+    realised = [np.sqrt(np.mean(part.astype(np.float64) ** 2)) for part in parts]
+    assert [row.realised_std for row in audit[:3]] == pytest.approx(realised)
+    assert not layer.self_attn.in_proj_bias.any()
+
+
+def test_on_the_meta_device_the_plan_is_audited_and_the_weights_follow_later():
+    with torch.device("meta"):
+        module = model()
+    audit = gamma_init_(module, 0.8)
+    assert [row.expected_std for row in audit] == [D_IN[row.name] ** -0.8 for row in audit]
+    assert all(math.isnan(row.realised_std) for row in audit)
+    assert "meta device: call module.to_empty" in str(audit)
+    module.to_empty(device="cpu")
+    gamma_init_(module, 0.8, generator=seeded(15))
+    reference = model()
+    gamma_init_(reference, 0.8, generator=seeded(15))
+    assert_same_state(module, state(reference))
+
+
+def test_the_summary_has_a_line_per_role_and_std():
+    audit = gamma_init_(model(), 0.8, {"mlp": 1.0}, generator=seeded(16))
+    head, *lines = audit.summary().splitlines()
+    assert head.split() == ["role", "matrices", "d_in", "gamma", "expected", "realised", "error/se"]
+    found = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in lines}
+    assert len(lines) == len(found) == 11
+    down = [row for row in audit if row.role == "mlp_down"]
+    realised = np.sqrt(np.mean([row.realised_std**2 for row in down]))
+    n_matrices, d_in, gamma, expected, shown, _ = found["mlp_down"]
+    assert (n_matrices, d_in, gamma) == (LAYERS, D_FF, 1.0)
+    assert [expected, shown] == pytest.approx([1 / D_FF, realised], rel=1e-3)
+    assert all(abs(values[-1]) < 5 for values in found.values())

@@ -4,6 +4,7 @@ from lit_gamma.callbacks.base import TrajectoryCallback
 from lit_gamma.callbacks.batches import BatchTrajectory
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
+from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.overhead import Overhead
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
@@ -15,6 +16,7 @@ __all__ = [
     "BatchTrajectory",
     "Condensation",
     "EffectiveRank",
+    "GammaInit",
     "Overhead",
     "RunSummary",
     "Schedule",

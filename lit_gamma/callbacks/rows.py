@@ -14,8 +14,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from lit_gamma.callbacks.matrices import current_matrices
 from lit_gamma.callbacks.side_stream import lend
-from lit_gamma.neurons import neurons
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def rows_of(pl_module: LightningModule) -> list[Rows]:
         if isinstance(module, FSDPModule):
             module.reshard()  # An evaluation leaves the outermost weights gathered.
     alike: dict[tuple[int, torch.device, ProcessGroup | None], list[tuple[int, int, Tensor]]] = {}
-    for i, matrix in enumerate(neurons(pl_module)):
+    for i, matrix in enumerate(current_matrices(pl_module)):
         held, ranks = _held(matrix.weight)
         key = (matrix.weight.shape[1], held.device, ranks)
         alike.setdefault(key, []).append((i, matrix.weight.shape[0], held))

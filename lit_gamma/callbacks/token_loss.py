@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gamma.callbacks.batches import BatchTrajectory
+from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.errors import InputError
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -17,9 +20,10 @@ _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 class TokenLoss(BatchTrajectory):
     """Records the distribution of the per-token training loss, from the training forward itself.
 
-    ``training_step`` must return ``token_loss``: detached, in nats, NaN where a label is ignored,
-    at most 2^24 tokens per optimizer step, equally many on every rank. The values at step t are the
-    loss of W_t on the batch that made W_(t+1).
+    ``training_step`` returns ``token_loss``, or a function makes it from what ``training_step``
+    returns: detached, in nats, NaN where a label is ignored, at most 2^24 tokens per optimizer
+    step, equally many on every rank. The values at step t are the loss of W_t on the batch that
+    made W_(t+1).
 
     Logged, as ``token_loss/<quantity>``, in nats, 0 .. ∞; a uniform guess reads ln(vocab_size):
 
@@ -33,6 +37,8 @@ class TokenLoss(BatchTrajectory):
     Args:
         schedule: The steps to record.
         overhead: See :class:`TrajectoryCallback`.
+        token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
+            every token, of any shape. By default it is taken from the output's ``token_loss``.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {
@@ -40,6 +46,34 @@ class TokenLoss(BatchTrajectory):
         **{name: f"{q:.0%} quantile of their loss, nats" for name, q in _QUANTILES.items()},
     }
     charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss per token": ["mean", *_QUANTILES]}
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = None,
+        token_loss: Callable[[Any, Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(schedule, overhead)
+        self.token_loss = token_loss
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the loss of the batch's tokens; see :class:`BatchTrajectory`."""
+        if self.due(self._step):
+            outputs = {"token_loss": self._loss_of(outputs, batch)}
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _loss_of(self, outputs: Any, batch: Any) -> Tensor:
+        if self.token_loss is not None:
+            return self.token_loss(outputs, batch).detach()
+        if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
+            raise InputError(
+                "TokenLoss finds no token_loss in what training_step returns; return it beside "
+                "loss, or give TokenLoss(token_loss=function of outputs and batch)"
+            )
+        loss: Tensor = outputs["token_loss"]
+        return loss
 
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """See :class:`BatchTrajectory`."""

@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from lit_gamma.callbacks.base import TrajectoryCallback
 from lit_gamma.callbacks.budget import Plan
+from lit_gamma.callbacks.matrices import current_matrices, forget_matrices
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.side_stream import lend, side_stream
 from lit_gamma.errors import InputError
 from lit_gamma.metrics import cosine_matrix, singular_values_of_gram, smaller_gram
-from lit_gamma.neurons import NeuronMatrix, neurons
+from lit_gamma.neurons import NeuronMatrix
 from lit_gamma.recorder import Index
 
 TIERED = Schedule(dense_until=10, per_decade=10)
@@ -121,7 +122,7 @@ class WeightTrajectory(TrajectoryCallback):
 
     def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
         """One row per weight matrix."""
-        matrices = list(neurons(pl_module))
+        matrices = current_matrices(pl_module)
         index: Index = {
             "matrix": [m.name for m in matrices],
             "role": [m.role for m in matrices],
@@ -134,12 +135,13 @@ class WeightTrajectory(TrajectoryCallback):
 
     def nulls(self, pl_module: LightningModule) -> Mapping[str, npt.NDArray[np.float64]]:
         """The nulls of every matrix."""
-        rows = [self.null(*m.weight.shape) for m in neurons(pl_module)]
+        rows = [self.null(*m.weight.shape) for m in current_matrices(pl_module)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the record, or continues it after a resume, and takes W_0."""
-        self._n_matrices = sum(1 for _ in neurons(pl_module))
+        forget_matrices(pl_module)
+        self._n_matrices = len(current_matrices(pl_module))
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(
@@ -204,7 +206,7 @@ def weight_groups(
     Yields:
         Groups that hold every matrix asked for once.
     """
-    matrices = list(neurons(pl_module))
+    matrices = current_matrices(pl_module)
     positions = range(len(matrices)) if positions is None else positions
     if any(isinstance(matrix.weight, DTensor) for matrix in matrices):
         for i in positions:

@@ -1,0 +1,103 @@
+"""γ-initialization for anyone's LightningModule."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_gamma.audit import Audit
+from lit_gamma.callbacks.tensorboard import tensorboard_writer
+from lit_gamma.errors import InputError
+from lit_gamma.init import Preset, ResidualScale, checked_rates, gamma_init_
+from lit_gamma.parameters import Roles
+
+
+class GammaInit(Callback):
+    """Draws the weights of a module by the γ rule before the first step of a fresh fit.
+
+    Nothing is drawn on a resume, from whatever checkpoint, when fit is called again on a trainer
+    that has taken steps, or when Hugging Face's ``from_pretrained`` has loaded weights. Weights put
+    into the module in another way (``load_from_checkpoint``) cannot be told from fresh ones and are
+    overwritten: leave the callback out there.
+
+    The weights depend on the seed alone: not on the number of processes, nor on the kind of device,
+    since the CPU draws them. The audit is printed per role; TensorBoard's *Text* has all of it.
+
+    Args:
+        gamma: The initialization rate γ: std = d_in^(-γ), see :func:`lit_gamma.gamma_init_`.
+        overrides: γ for groups of roles: embedding, attention_qk, attention_vo, mlp, lm_head.
+        residual_scale: ``depth`` for GPT-2's 1/sqrt(2 n_layers) on residual projections.
+        preset: ``complexity_control`` for the released code of arXiv 2501.08537.
+        roles: Roles that names do not tell, see :func:`lit_gamma.neurons`. For the callbacks that
+            record, give the module an attribute ``neuron_roles`` instead.
+        seed: Seed of the weights; by default that of ``seed_everything``, or else of the process.
+
+    Attributes:
+        audit: What was drawn; None until then, and after a resume.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 1.0,
+        overrides: dict[str, float] | None = None,
+        residual_scale: ResidualScale = "none",
+        preset: Preset | None = None,
+        roles: Roles | None = None,
+        seed: int | None = None,
+    ) -> None:
+        checked_rates(gamma, overrides or {})
+        self.gamma = gamma
+        self.overrides = overrides
+        self.residual_scale = residual_scale
+        self.preset = preset
+        self.roles = roles
+        self.seed = seed
+        self.audit: Audit | None = None
+        self._restored = False
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning hook: a checkpoint is being restored."""
+        self._restored = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the weights, unless they come from training."""
+        if self._restored or trainer.ckpt_path is not None or trainer.global_step > 0:
+            self._restored = False
+            rank_zero_info("GammaInit: training goes on, the weights are left as they are")
+            return
+        if any(getattr(p, "_is_hf_initialized", False) for p in pl_module.parameters()):
+            rank_zero_warn(
+                "GammaInit: from_pretrained has loaded weights; all are left as they are"
+            )
+            return
+        generator = torch.Generator().manual_seed(self._shared_seed(trainer))
+        self.audit = gamma_init_(
+            pl_module,
+            self.gamma,
+            self.overrides,
+            self.residual_scale,
+            self.preset,
+            generator,
+            self.roles,
+        )
+        if not self.audit:
+            raise InputError(
+                f"GammaInit found no weight to draw in {type(pl_module).__name__}: "
+                f"{self.audit.summary()}"
+            )
+        rank_zero_info(f"GammaInit, gamma {self.gamma}:\n{self.audit.summary()}")
+        writer = tensorboard_writer(trainer)
+        if writer is not None:
+            writer.add_text("gamma_init/audit", f"```\n{self.audit}\n```")
+
+    def _shared_seed(self, trainer: Trainer) -> int:
+        """The same on every process."""
+        seed = self.seed if self.seed is not None else os.environ.get("PL_GLOBAL_SEED")
+        own = torch.initial_seed() if seed is None else int(seed)
+        return int(trainer.strategy.broadcast(own))

@@ -1,0 +1,190 @@
+"""Models of many families, trained for 20 steps: what is drawn, and what is recorded of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from families import FAMILIES, batch_of, token_loss
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gamma import metrics, trajectory
+from lit_gamma.callbacks import (
+    Condensation,
+    EffectiveRank,
+    GammaInit,
+    RunSummary,
+    TokenLoss,
+    WeightNorms,
+)
+
+pytest.importorskip("transformers", reason="pip install lit-gamma[test] has it")
+
+GAMMA, STEPS = 0.8, 20
+NULLS = {
+    "mean_squared_cosine": lambda n, d: 1 / d,
+    "mean_absolute_cosine": lambda n, d: metrics.null_mean_absolute_cosine(d),
+    "effective_rank": metrics.null_effective_rank,
+    "participation_ratio": lambda n, d: (n * d + 2) / (n + d + 1),
+    "stable_rank": metrics.null_stable_rank,
+}
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, family):
+        super().__init__()
+        self.family, self.model = family, family.build()
+        self.weights, self.batches = {}, {}
+
+    def training_step(self, batch, batch_idx):
+        self.weights[self.global_step] = copy.deepcopy(self.model.state_dict())
+        self.batches[self.global_step] = batch
+        loss = token_loss(self.model, self.family.task, batch)
+        return {"loss": loss.nanmean(), "losses": loss.detach()}
+
+    def on_train_end(self):
+        self.weights[self.global_step] = copy.deepcopy(self.model.state_dict())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=3e-3)
+
+
+def arrays(module: Module, step: int) -> list[tuple[str, np.ndarray]]:
+    """Role and float64 matrix of every weight at a step, taken apart by the family's reference."""
+    names = [name for name, _ in module.model.named_parameters()]
+    return module.family.unfused({n: module.weights[step][n].double().numpy() for n in names})
+
+
+def geometry(w: np.ndarray, before: np.ndarray | None) -> dict[str, float]:
+    """Every quantity that the weight callbacks record."""
+    n, d = w.shape
+    s = np.linalg.svd(w, compute_uv=False)
+    p = s / s.sum()
+    rms = np.sqrt((w**2).mean())
+    rows = w[w.any(axis=1)]  # a padding row, zero, has no direction
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = (unit @ unit.T)[~np.eye(len(rows), dtype=bool)] if n > 1 else np.array([np.nan])
+    share = np.nan if n == 1 else 1.0
+    found = {
+        "mean_squared_cosine": (pairs**2).mean(),
+        "mean_absolute_cosine": np.abs(pairs).mean(),
+        "mean_cosine": pairs.mean(),
+        "aligned_fraction": share * (np.abs(pairs) > 0.9).mean(),
+        "opposed_fraction": share * (pairs < -0.9).mean(),
+        "effective_rank": np.exp(-(p * np.log(p)).sum()),
+        "participation_ratio": (s**2).sum() ** 2 / (s**4).sum(),
+        "stable_rank": (s**2).sum() / s[0] ** 2,
+        "frobenius_norm": np.linalg.norm(w),
+        "rms": rms,
+        "max_row_norm": np.linalg.norm(w, axis=1).max(),
+        "spectral_norm": s[0],
+        "implied_gamma": -np.log(rms) / np.log(d),
+        "update_ratio": np.nan,
+    }
+    if before is not None:
+        found["update_ratio"] = np.linalg.norm(w - before) / np.linalg.norm(before)
+    return found | {f"{name}_over_null": found[name] / null(n, d) for name, null in NULLS.items()}
+
+
+def check_weights(tables, module: Module, step: int) -> None:
+    expected = arrays(module, step)
+    before = arrays(module, step - 1) if step else [(None, None)] * len(expected)
+    for name in ("condensation", "effective_rank", "weight_norms"):
+        table = tables[name][tables[name]["step"] == step]
+        assert list(table["role"]) == [role for role, _ in expected]
+        index = {"step", "matrix", "role", "layer", "n_neurons", "d_in"}
+        for row, (_, w), (_, old) in zip(table.to_dict("records"), expected, before, strict=True):
+            reference = geometry(w, old)
+            assert (row["n_neurons"], row["d_in"]) == w.shape, row
+            if name == "weight_norms":
+                low, error = row.pop("spectral_norm"), row.pop("spectral_norm_error")
+                assert low <= reference["spectral_norm"] * 1.000001 <= (low + error) * 1.00001, row
+            for column in row.keys() - index:
+                close = pytest.approx(reference[column], rel=3e-4, abs=1e-6, nan_ok=True)
+                assert row[column] == close, (row["matrix"], column)
+
+
+def check_token_loss(table, module: Module, step: int) -> None:
+    model = module.family.build().double()
+    model.load_state_dict(module.weights[step])
+    with torch.no_grad():
+        loss = token_loss(model.train(), module.family.task, module.batches[step]).numpy()
+    row = table[table["step"] == step].iloc[0]
+    assert row["mean"] == pytest.approx(np.nanmean(loss), rel=1e-4)
+    levels = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+    for name, level in levels.items():
+        assert row[name] == pytest.approx(np.nanquantile(loss, level), rel=1e-4, abs=1e-5), name
+
+
+def check_std(module: Module) -> None:
+    """At step 0, every matrix and every role within 5 standard errors of d_in^-γ."""
+    by_role: dict[str, list[np.ndarray]] = {}
+    for role, w in arrays(module, 0):
+        w = w[w.any(axis=1)]  # a padding row is zero
+        by_role.setdefault(role, []).append(w / w.shape[1] ** -GAMMA)
+        assert abs(np.sqrt((by_role[role][-1] ** 2).mean()) - 1) < 5 / np.sqrt(2 * w.size), role
+    for role, scaled in by_role.items():
+        z = np.concatenate([w.ravel() for w in scaled])
+        assert abs(np.sqrt((z**2).mean()) - 1) < 5 / np.sqrt(2 * z.size), role
+
+
+DOC = ROOT / "docs" / "your_model.md"
+HEAD = "| family | model | seen as | matrices | realised ÷ expected std |\n|---|---|---|---|---|"
+TABLE: dict[str, str] = {}
+"""A line for each family whose test has passed."""
+
+
+def line(name: str, module: Module) -> str:
+    """What a family's test has found, as a line of the documented table."""
+    found = arrays(module, 0)
+    z = np.concatenate([(w[w.any(axis=1)] * w.shape[1] ** GAMMA).ravel() for _, w in found])
+    model, seen_as = type(module.model).__name__, module.family.seen_as
+    return f"| {name} | `{model}` | {seen_as} | {len(found)} | {np.sqrt((z**2).mean()):.2f} |"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
+    lightning.seed_everything(0)
+    module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=STEPS, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, logger=TensorBoardLogger(tmp_path, name=""),
+        callbacks=[init, Condensation(overhead=None, heatmap_roles=()),
+                   EffectiveRank(overhead=None), WeightNorms(),
+                   TokenLoss(token_loss=lambda outputs, batch: outputs["losses"]), RunSummary()],
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    batches = [batch_of(module.family.task, generator) for _ in range(STEPS)]
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    tables = trajectory.load(trainer.log_dir)
+    check_std(module)
+    for step in (0, STEPS):
+        check_weights(tables, module, step)
+    for step in (0, STEPS - 1):
+        check_token_loss(tables["token_loss"], module, step)
+    assert set(init.audit.notes) <= {"not recognised, drawn by the rule"}
+    for path, p in module.model.named_parameters():
+        if p.ndim == 1:
+            scale = 0 if name == "Gemma" else 1  # Gemma's norms add one
+            assert (module.weights[0][path] == (0 if path.endswith("bias") else scale)).all(), path
+    TABLE[name] = line(name, module)
+
+
+def test_the_documented_table_of_families_is_what_the_tests_found():
+    """Rewrite it with UPDATE_DOCS=1 pytest tests/test_families.py."""
+    if TABLE.keys() != FAMILIES.keys():
+        pytest.skip("only with all families' tests, and when they pass")
+    before, table, after = re.split(
+        r"(?s)(?<=<!-- families -->\n)(.*)(?=<!-- /fam)", DOC.read_text()
+    )
+    found = "\n".join([HEAD, *TABLE.values(), ""])
+    if os.environ.get("UPDATE_DOCS"):
+        DOC.write_text(before + found + after)
+    else:
+        assert table == found
