@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
-from lit_gamma.callbacks import Condensation, EffectiveRank, TokenLoss, WeightNorms
+from lit_gamma.callbacks import Condensation, EffectiveRank, Schedule, TokenLoss, WeightNorms
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,18 @@ def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int], flo
     return run
 
 
+EVERY = Schedule(every=1)
+
 VARIANTS = {
     "bare loop": bare,
     "Lightning": fitted(),
-    "lit-gamma, every step": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss),
+    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss),
+    "everything exact": fitted(
+        lambda: Condensation(EVERY, None),
+        lambda: EffectiveRank(EVERY, None),
+        WeightNorms,
+        TokenLoss,
+    ),
     "naive callback": fitted(Naive),
 }
 
@@ -141,6 +149,7 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", default=["anchor", "6 layers d=256"], choices=ROWS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
@@ -150,9 +159,10 @@ def main() -> None:
           f"torch {torch.__version__}, {args.rounds} rounds of {args.steps} steps")  # fmt: skip
     print("| row | variant | ms per step | ÷ Lightning |\n|---|---|---|---|")
     for name in args.rows:
-        rounds = [{v: f(ROWS[name], args.steps) for v, f in VARIANTS.items()}
+        variants = dict.fromkeys(["Lightning", *args.variants])
+        rounds = [{v: VARIANTS[v](ROWS[name], args.steps) for v in variants}
                   for _ in range(args.rounds)]  # fmt: skip
-        for variant in VARIANTS:
+        for variant in variants:
             ms = np.median([r[variant] for r in rounds])
             ratio = np.array([r[variant] / r["Lightning"] for r in rounds])
             spread = f"{np.median(ratio):.3f} ({ratio.min():.3f} .. {ratio.max():.3f})"

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class Recorder:
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        settled = [self._settle(pending.values) for pending in self._pending]
+        alike = [list(group) for _, group in groupby(self._pending, key=_Pending.shapes)]
+        settled = [self._settle(_joined(group)) for group in alike]
         quantities = list(settled[0])
         stacked = [torch.stack([v[q].float() for q in quantities], dim=-1) for v in settled]
         block = torch.cat(stacked).cpu().numpy()
@@ -197,6 +199,14 @@ class _Pending:
     walltime: float
     items: npt.NDArray[np.int64]
     values: Mapping[str, Tensor]
+
+    def shapes(self) -> list[torch.Size]:
+        """Of one item's values; items of the same shapes are settled together."""
+        return [value.shape[1:] for value in self.values.values()]
+
+
+def _joined(pending: Sequence[_Pending]) -> dict[str, Tensor]:
+    return {name: torch.cat([p.values[name] for p in pending]) for name in pending[0].values}
 
 
 class _Scalars:

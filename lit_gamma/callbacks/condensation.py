@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning import LightningModule, Trainer
 from matplotlib import colormaps
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from lit_gamma import metrics
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.tensorboard import tensorboard_writer
 from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
+
+_PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
 
 
 class Condensation(WeightTrajectory):
@@ -121,30 +125,36 @@ class Condensation(WeightTrajectory):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = tensorboard_writer(trainer)
+        images = []
         for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
-            drawn = writer is not None and any(m.role in self.heatmap_roles for m in group.matrices)
-            for matrix, cosines in zip(
-                group.matrices, group.cosines if drawn else (), strict=drawn
-            ):
+            for i, matrix in enumerate(group.matrices):
                 if writer is not None and matrix.role in self.heatmap_roles:
-                    image = heatmap(cosines, self.heatmap_rows)
+                    image = heatmap(group.cosines[i], self.heatmap_rows)
                     tag = f"{self.name}/cosines/{matrix.label}"
-                    writer.add_image(tag, image, trainer.global_step, dataformats="HWC")
+                    images.append(Summary.Value(tag=tag, image=image))
+        if writer is not None:
+            events = writer._get_file_writer()  # type: ignore[no-untyped-call]
+            events.add_summary(Summary(value=images), trainer.global_step)
 
 
-def heatmap(cosines: Tensor, max_rows: int) -> npt.NDArray[np.uint8]:
+def heatmap(cosines: Tensor, max_rows: int) -> Summary.Image:
     """Paints a cosine matrix, its rows ordered so that aligned ones form blocks.
 
     Args:
         cosines: Shape (n, n), entries in -1 .. 1.
-        max_rows: Most rows to paint.
+        max_rows: Most rows to paint; of more, an evenly spaced selection.
 
     Returns:
-        uint8 of shape (m, m, 3), m = min(n, max_rows): blue -1, white 0, red 1.
+        A PNG of min(n, max_rows) rows in 33 colours, as each byte costs TensorBoard's writer 0.1 µs
+        of Python: blue -1, white 0, red 1.
     """
     chosen = torch.linspace(0, len(cosines) - 1, min(len(cosines), max_rows)).round().long()
     cosines = cosines[chosen][:, chosen]
     order = metrics.sorted_by_alignment(cosines)
-    unit_range = (cosines[order][:, order] + 1) / 2
-    image: npt.NDArray[np.uint8] = colormaps["RdBu_r"](unit_range.cpu().numpy(), bytes=True)
-    return image[:, :, :3]
+    level = ((cosines[order][:, order] + 1) * 16).round().to(torch.uint8)
+    image = Image.fromarray(level.cpu().numpy()).convert("L")
+    image.putpalette(_PALETTE)
+    png = io.BytesIO()
+    image.save(png, format="PNG", bits=8)
+    size = len(order)
+    return Summary.Image(height=size, width=size, colorspace=3, encoded_image_string=png.getvalue())

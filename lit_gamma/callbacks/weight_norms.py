@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -68,8 +69,8 @@ class WeightNorms(WeightTrajectory):
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
         super().__init__(schedule, overhead, matrices_per_step=0)
-        self._previous: dict[int, tuple[Tensor, Tensor]] = {}
         self._blocks: dict[int, Tensor] = {}
+        self._previous: dict[int, tuple[Tensor, Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the record; after a resume the checkpoint's weights are the ones before."""
@@ -80,16 +81,29 @@ class WeightNorms(WeightTrajectory):
         self._blocks = {i: block.to(pl_module.device) for i, block in self._blocks.items()}
         self._previous = {}
         if self._last_step == trainer.global_step > 0:
-            self._measure(rows_of(pl_module), self._blocks)
+            for rows in rows_of(pl_module):
+                self._sums(rows, torch.stack([self._blocks[i] for i in rows.positions]))
         super().on_train_start(trainer, pl_module)
 
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records all matrices of the current weights."""
-        rows = rows_of(pl_module)
+        groups = rows_of(pl_module)
         with side_stream(pl_module.device):
-            for group, values, blocks in self._measure(rows, self._blocks):
-                self._blocks.update(zip(group.positions, blocks, strict=True))
-                self.record(trainer.global_step, values, group.positions)
+            blocks = [torch.stack([self._blocks[i] for i in g.positions]) for g in groups]
+            sums = [self._sums(group, block) for group, block in zip(groups, blocks, strict=True)]
+            add_over_ranks(
+                [part for parts in sums for part in parts.values()],
+                [group.ranks for group, parts in zip(groups, sums, strict=True) for _ in parts],
+            )
+            spectra = []
+            for group, block, parts in zip(groups, blocks, sums, strict=True):
+                product = parts.pop("product").mT
+                following = metrics.next_block(product[..., :-1])
+                self._blocks.update(zip(group.positions, following.unbind(), strict=True))
+                spectra.append((block, product))
+            positions = [i for group in groups for i in group.positions]
+            values = _quantities(groups, sums, spectra)
+            self.record(trainer.global_step, values, positions)
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See :class:`TrajectoryCallback`: solves the small eigenproblems."""
@@ -107,70 +121,59 @@ class WeightNorms(WeightTrajectory):
         super().load_state_dict(state_dict)
         self._blocks = state_dict["blocks"]
 
-    def _measure(
-        self, rows: list[Rows], all_blocks: Mapping[int, Tensor]
-    ) -> list[tuple[Rows, dict[str, Tensor], Tensor]]:
-        """Measures all matrices, and keeps them as the previous ones.
+    def _sums(self, group: Rows, block: Tensor) -> dict[str, Tensor]:
+        """What adds up over rows, for the m matrices of a group; keeps them as the previous ones.
 
         Returns:
-            For each group its quantities, and the blocks of the next step.
-        """
-        blocks = [torch.stack([all_blocks[i] for i in group.positions]) for group in rows]
-        sums = [self._sums(group, block) for group, block in zip(rows, blocks, strict=True)]
-        flat = [(s, g.ranks) for g, parts in zip(rows, sums, strict=True) for s in parts]
-        add_over_ranks(*zip(*flat, strict=True))
-        measured = []
-        for group, block, (totals, largest, product) in zip(rows, blocks, sums, strict=True):
-            before = self._previous.get(group.positions[0])
-            squares = totals[:, 0]
-            self._previous[group.positions[0]] = group.values, squares
-            values = _quantities(group, block, totals, largest, product)
-            nan = torch.full_like(squares, torch.nan)
-            values["update_ratio"] = (nan if before is None else totals[:, 1] / before[1]).sqrt()
-            measured.append((group, values, metrics.next_block(product[..., :-1])))
-        return measured
-
-    def _sums(self, group: Rows, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What adds up over rows.
-
-        Returns:
-            For each matrix the squared norm, the squared change and the number of non-zero rows,
-            (m, 3); the largest row norm, a slot per rank; WᵀWV and the sum of the rows' directions
-            as its last column, (m, d_in, b + 1).
+            ``totals``: squared norm, squared change, squared norm before and number of non-zero
+            rows, (m, 4); ``largest`` row norm, a slot per rank; ``product``: (WᵀWV)ᵀ and below it
+            the sum of the rows' directions, (m, b + 1, d_in).
         """
         norms = torch.linalg.vector_norm(group.values, dim=1)
+        present = norms > 0
         previous = self._previous.get(group.positions[0])
-        change = norms  # Of the first step there is none.
+        change = torch.full_like(norms, torch.nan)
         if previous is not None:
             change = torch.linalg.vector_norm(previous[0].sub_(group.values), dim=1)
-        present = norms > 0
-        totals = group.sums(torch.stack((norms.square(), change.square(), present), dim=1))
+        before = change if previous is None else previous[1]
+        per_row = (norms.square(), change.square(), before.square(), present)
+        self._previous[group.positions[0]] = group.values, norms
         inverse = torch.where(present, 1 / norms, 0)
         products = []
         for run in group.runs:
             weight = group.stacked(group.values, run)
-            to_neurons = torch.cat(
-                (weight @ block[run.matrices], group.stacked(inverse, run).unsqueeze(2)), dim=2
-            )
-            products.append(weight.mT @ to_neurons)
-        largest = in_own_slot(group.maxima(norms), group.ranks)
-        return totals, largest, torch.cat(products)
+            directions = group.stacked(inverse, run).unsqueeze(2)
+            to_neurons = torch.cat((weight @ block[run.matrices], directions), dim=2)
+            products.append(to_neurons.mT @ weight)
+        return {
+            "totals": group.sums(torch.stack(per_row, dim=1)),
+            "largest": in_own_slot(group.maxima(norms), group.ranks),
+            "product": torch.cat(products),
+        }
 
 
 def _quantities(
-    group: Rows, block: Tensor, totals: Tensor, largest: Tensor, product: Tensor
+    groups: Sequence[Rows],
+    sums: Sequence[Mapping[str, Tensor]],
+    spectra: Sequence[tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:
-    squares, _, present = totals.unbind(1)
-    n, d_in = torch.tensor(group.n_neurons), group.values.shape[1]
-    ritz, residual = metrics.ritz_matrix(block, product[..., :-1])
-    rms = (squares / (n * d_in).to(squares)).sqrt()
-    direction = product[..., -1].square().sum(-1)
+    """All quantities of all matrices, in the order of the groups; see :class:`WeightNorms`."""
+    squares, change, before, present = torch.cat([s["totals"] for s in sums]).unbind(1)
+    d_in = [group.values.shape[1] for group in groups for _ in group.positions]
+    n_entries = [n * g.values.shape[1] for g in groups for n in g.n_neurons]
+    log_d = [math.log(d) if d > 1 else math.nan for d in d_in]
+    rms = (squares / squares.new_tensor(n_entries)).sqrt()
+    directions = torch.cat([product[..., -1].square().sum(-1) for _, product in spectra])
+    ritz = [metrics.ritz_matrix(block, product[..., :-1]) for block, product in spectra]
+    size = max(matrix.shape[-1] for matrix, _ in ritz)  # Zeros below do not change the largest.
+    padded = [F.pad(m, (0, size - m.shape[-1], 0, size - m.shape[-1])) for m, _ in ritz]
     return {
         "frobenius_norm": squares.sqrt(),
         "rms": rms,
-        "max_row_norm": largest.amax(1),
-        "implied_gamma": -rms.log() / (math.log(d_in) if d_in > 1 else math.nan),
-        "mean_cosine": (direction - present) / (present * (present - 1)),
-        "ritz": ritz,
-        "residual": residual,
+        "max_row_norm": torch.cat([s["largest"].amax(1) for s in sums]),
+        "implied_gamma": -rms.log() / squares.new_tensor(log_d),
+        "mean_cosine": (directions - present) / (present * (present - 1)),
+        "update_ratio": (change / before).sqrt(),
+        "ritz": torch.cat(padded),
+        "residual": torch.cat([residual for _, residual in ritz]),
     }
