@@ -52,8 +52,8 @@ def cached(cache: Path, identity: Any, make: Callable[[Path], None]) -> Path:
     except OSError as error:
         if not folder.is_dir():  # Another process may have been faster.
             raise InputError(
-                f"data.cache_dir: {cache} cannot take the prepared tokens: {error.strerror or error}; "
-                "make room or give --data.cache_dir a folder elsewhere (nothing half-written is left)"
+                f"data.cache_dir: {cache} cannot take the prepared tokens: {error.strerror}; make "
+                "room or give --data.cache_dir a folder elsewhere (nothing half-written is left)"
             ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
