@@ -65,7 +65,7 @@ class LocalDocuments:
         files = [glob.escape(file) for file in self.files]
         with readable(f"data.data_files: {files}"):
             rows = datasets.load_dataset(*builders, data_files=files, split="train", streaming=True)
-            return _only(rows, self.field, f"data.data_files: {', '.join(files)}")
+            return _only(rows, self.field, ", ".join(files))
 
     def _rows(self, file: str, builder: str) -> Iterator[Piece]:
         row = -1
@@ -73,9 +73,9 @@ class LocalDocuments:
             table = datasets.load_dataset(
                 builder, data_files=glob.escape(file), split="train", streaming=True
             )
-            rows = _only(table, self.field, f"data.data_files: {file}")
+            rows = _only(table, self.field, file)
             for row, value in enumerate(_column(rows, self.field)):
-                yield _checked(value, f"row {row} of {file}", self.field), True
+                yield checked(value, f"row {row} of {file}", self.field), True
         if row < 0:
             raise InputError(f"data.data_files: {file} cannot be read as {builder}: no rows")
 
@@ -108,7 +108,7 @@ class HubDocuments:
         with readable(f"data: dataset {self.name}"):
             rows = self._load(streaming=False).to_iterable_dataset()
             for row, value in enumerate(_column(rows, self.field)):
-                yield _checked(value, f"row {row} of dataset {self.name}", self.field), True
+                yield checked(value, f"row {row} of dataset {self.name}", self.field), True
 
     def stream(self) -> datasets.IterableDataset:
         """The rows, for reading from the hub as training goes on."""
@@ -189,7 +189,8 @@ def _column(rows: datasets.IterableDataset, field: str) -> Iterator[Any]:
             yield from table[field].to_pylist()
 
 
-def _checked(value: Any, where: str, field: str) -> str:
+def checked(value: Any, where: str, field: str) -> str:
+    """A row's text; an InputError that names the row if it is none."""
     if not isinstance(value, str):
         raise InputError(f"data.field: {where}: {field!r} is no text: {value!r}")
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,65 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_gamma.data.documents import HubDocuments, LocalDocuments
+from lit_gamma.data.documents import Piece
 from lit_gamma.data.packing import Blocks, Concatenated
 from lit_gamma.data.prepared import TokenFile, cached, write_tokens
 from lit_gamma.data.sampler import MixedBatches, ResumableDataModule
+from lit_gamma.data.source import Source, weights_of
 from lit_gamma.data.tokenizers import Tokenizer, bpe_size, load_tokenizer, train_bpe
 from lit_gamma.errors import InputError
 
-Documents = LocalDocuments | HubDocuments
 Batches = DataLoader[dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where documents come from: local files, or a dataset of the Hugging Face hub.
-
-    Attributes:
-        data_files: Paths or glob patterns of text, JSONL or Parquet files.
-        dataset: Instead of files: a repository of the hub, or a folder of its form.
-        config: The dataset's configuration.
-        split: Its split; a slice such as ``train[:1%]`` too.
-        revision: Its commit or tag; the newest when it is first prepared if None.
-        field: Column that holds the text; plain text files have none.
-        val_files: Files for validation, in place of the end of the training text.
-        val_split: Split for validation, in place of the end of the training text.
-        weight: Share of the training blocks, in any unit; None: as large as the source is.
-    """
-
-    data_files: str | list[str] | None = None
-    dataset: str | None = None
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    field: str = "text"
-    val_files: str | list[str] | None = None
-    val_split: str | None = None
-    weight: float | None = None
-
-    def training(self, name: str) -> Documents:
-        """The documents to train on.
-
-        Raises:
-            InputError: There are none, or files and a dataset both; ``name`` says whose.
-        """
-        if bool(self.data_files) == bool(self.dataset):
-            raise InputError(f"{name}: give either data_files or a dataset")
-        if self.data_files:
-            return LocalDocuments(self.data_files, self.field)
-        return self._of_dataset(self.split)
-
-    def validation(self) -> Documents | None:
-        """The documents to validate on, if they are apart from the others."""
-        if self.val_files:
-            return LocalDocuments(self.val_files, self.field)
-        return self._of_dataset(self.val_split) if self.val_split else None
-
-    def _of_dataset(self, split: str) -> HubDocuments:
-        if not self.dataset:
-            raise InputError(f"data.sources: val_split {split!r} needs a dataset")
-        return HubDocuments(self.dataset, self.config, split, self.revision, self.field)
 
 
 class Text(ResumableDataModule):
@@ -138,7 +88,7 @@ class Text(ResumableDataModule):
         )
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")
-        self.weights = _weights(self.sources)
+        self.weights = weights_of(self.sources)
         self._training = {
             name: source.training(f"data.sources.{name}") for name, source in self.sources.items()
         }
@@ -235,15 +185,17 @@ class Text(ResumableDataModule):
         return parts
 
     def _split(self, name: str) -> tuple[TokenFile, TokenFile]:
-        tokens = self._prepared(self._training[name])
+        documents = self._training[name]
+        tokens = self._prepared(documents, documents.identity())
         if own := self._validation[name]:
-            return tokens, self._prepared(own)
+            return tokens, self._prepared(own, own.identity())
         return tokens.split(round(len(tokens) * (1 - self.val_fraction)))
 
-    def _prepared(self, documents: Documents) -> TokenFile:
-        identity = ["tokens", documents.identity(), self.tokenizer.backend.to_str()]
+    def _prepared(self, documents: Iterable[Piece], identity: Any) -> TokenFile:
         folder = cached(
-            self.cache, identity, lambda draft: write_tokens(documents, self.tokenizer, draft)
+            self.cache,
+            ["tokens", identity, self.tokenizer.backend.to_str()],
+            lambda draft: write_tokens(documents, self.tokenizer, draft),
         )
         return TokenFile(folder)
 
@@ -252,15 +204,3 @@ def _at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise InputError(f"data.{name} must be at least 1, got {value}")
-
-
-def _weights(sources: dict[str, Source]) -> list[float] | None:
-    given = {name: s.weight for name, s in sources.items() if s.weight is not None}
-    if not given:
-        return None
-    if missing := sorted(set(sources) - set(given)):
-        raise InputError(f"data.sources.{missing[0]} has no weight, but others have; give all one")
-    for name, weight in given.items():
-        if not 0 < weight < float("inf"):
-            raise InputError(f"data.sources.{name}: weight must be positive, got {weight}")
-    return list(given.values())
