@@ -73,6 +73,14 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine(step, factor)
     assert config.lr_factor(step, 1100) == pytest.approx(factor, rel=1e-12)
 
 
+def test_wsd_is_constant_until_it_decays_linearly():
+    config = OptimizerConfig(
+        warmup_steps=100, final_lr_ratio=0.2, schedule="wsd", decay_fraction=0.1
+    )
+    factors = [config.lr_factor(step, 1000) for step in (49, 99, 100, 900, 950, 975, 1000, 2000)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 0.6, 0.4, 0.2, 0.2], rel=1e-12)
+
+
 def test_without_warm_up_the_first_step_has_the_peak_rate():
     assert OptimizerConfig(warmup_steps=0).lr_factor(0, 10) == 1.0
     assert OptimizerConfig(warmup_steps=10).lr_factor(9, 10) == 1.0  # warm-up to the very end
@@ -85,6 +93,8 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
         ({"lr": math.nan}, "lr.*nan"),
         ({"warmup_steps": -1}, "warmup_steps.*-1"),
         ({"final_lr_ratio": -0.5}, r"final_lr_ratio.*-0\.5"),
+        ({"schedule": "linear"}, "schedule.*'linear'"),
+        ({"decay_fraction": 0.0}, r"decay_fraction.*0\.0"),
     ],
 )
 def test_an_impossible_optimizer_is_refused_by_its_values(values, message):

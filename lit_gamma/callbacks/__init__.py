@@ -4,6 +4,7 @@ from lit_gamma.callbacks.base import TrajectoryCallback
 from lit_gamma.callbacks.batches import BatchTrajectory
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
+from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
@@ -14,6 +15,7 @@ __all__ = [
     "BatchTrajectory",
     "Condensation",
     "EffectiveRank",
+    "Progress",
     "RunSummary",
     "Schedule",
     "TokenLoss",
