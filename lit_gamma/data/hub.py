@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from lit_gamma.errors import InputError
 
-_PATIENCE = 4.0  # Seconds; the hub's own client would retry for some twenty.
+_PATIENCE = 3.0  # Seconds; the hub's own client would retry for some twenty.
 
 
 def check_reachable(what: str, alternative: str) -> None:

@@ -108,7 +108,7 @@ class Text(ResumableDataModule):
             ["bpe", size, [corpus.identity() for corpus in corpora]],
             lambda draft: train_bpe(corpora, size).save(str(draft / "tokenizer.json")),
         )
-        return load_tokenizer(str(folder / "tokenizer.json"))
+        return load_tokenizer(str(folder / "tokenizer.json"), self.end_of_text)
 
     def prepare_data(self) -> None:
         """Lightning hook: reads the sources once, before any run directory is made."""
@@ -194,7 +194,7 @@ class Text(ResumableDataModule):
     def _prepared(self, documents: Iterable[Piece], identity: Any) -> TokenFile:
         folder = cached(
             self.cache,
-            ["tokens", identity, self.tokenizer.backend.to_str()],
+            ["tokens", identity, self.tokenizer.backend.to_str(), self.tokenizer.end_of_text],
             lambda draft: write_tokens(documents, self.tokenizer, draft),
         )
         return TokenFile(folder)

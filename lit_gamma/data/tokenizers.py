@@ -68,13 +68,13 @@ class Tokenizer:
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as tokens 0 to 255, and 256 between documents."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_of_text: str | None = None) -> None:
         letters = _byte_letters()
         backend = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens([END_OF_TEXT])
-        super().__init__(backend)
+        super().__init__(backend, end_of_text)
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.integer]]:
         """Encodes texts; the same as the backend does, a hundred times faster."""
@@ -92,7 +92,7 @@ def _byte_letters() -> dict[str, int]:
 def bpe_size(name: str) -> int | None:
     """The vocabulary size in ``bpe:SIZE``; None for any other name."""
     match = re.fullmatch(r"bpe:(\d+)", name)
-    if match is None and name.startswith("bpe"):
+    if match is None and name.partition(":")[0] == "bpe":
         raise InputError(f"data.tokenizer {name!r}: write bpe:SIZE, such as bpe:4096")
     if match and int(match[1]) < 257:
         raise InputError(f"data.tokenizer {name!r}: a BPE has at least 257 tokens, one per byte")
@@ -150,7 +150,7 @@ def load_tokenizer(name: str, end_of_text: str | None = None) -> Tokenizer:
         InputError: It cannot be found or read.
     """
     if name == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(end_of_text)
     file = Path(name) if name.endswith(".json") or Path(name).is_file() else _from_hub(name)
     if not file.is_file():
         raise InputError(f"data.tokenizer: {name} does not exist")
