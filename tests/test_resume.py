@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig
+from lit_gamma import InputError, LanguageModel, OptimizerConfig, TransformerConfig
 from lit_gamma.data import Source, StreamedText, Text, streaming
 
 STEPS = 14
@@ -73,6 +73,7 @@ def fit(kind: type[Text], corpus: Path, folder: Path, **options) -> Path:
         val_fraction=0.2,
         seed=3,
         cache_dir=f"{corpus}/cache",
+        tokenizer=options.pop("tokenizer", "bytes"),
     )
     model = LanguageModel(
         TransformerConfig(data.vocab_size, 16, 1, 1, 8), optimizer=OptimizerConfig(3e-3, 0.1)
@@ -101,6 +102,18 @@ def _nudged(path: Path) -> Path:
     weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
     torch.save(checkpoint, path.parent / "nudged.ckpt")
     return path.parent / "nudged.ckpt"
+
+
+def test_a_checkpoint_of_other_tokens_is_refused(corpus):
+    fit(Text, corpus, corpus / "whole", max_steps=1)
+    first = corpus / "whole" / "step=1.ckpt"
+    with pytest.raises(InputError, match=r"checkpoint's model has vocab_size 257, not 280"):
+        fit(Text, corpus, corpus / "other", ckpt_path=first, tokenizer="bpe:280")
+    second = fit(Text, corpus, corpus / "bpe", max_steps=1, tokenizer="bpe:280")
+    with open(corpus / "a.jsonl", "a") as file:  # The BPE is another one then, of the same size.
+        file.write(json.dumps({"text": "zyx zyx zyx " * 100}) + "\n")
+    with pytest.raises(InputError, match="'bpe:280' is not the tokenizer that the checkpoint"):
+        fit(Text, corpus, corpus / "other", ckpt_path=second, tokenizer="bpe:280")
 
 
 def in_two_processes(corpus: Path, *part: str) -> subprocess.Popen:
