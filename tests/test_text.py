@@ -185,6 +185,15 @@ def test_each_source_has_its_share_and_a_validation_set_of_its_name(tmp_path):
     assert set(labels["b"].unique().tolist()) == {ord("c"), 256}
 
 
+def test_more_processes_than_batches_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a" * 100)
+    data = text(tmp_path / "a.txt", batch_size=4)
+    assert len(list(data.train_dataloader())) == 3
+    monkeypatch.setattr(Text, "ranks", (4, 0))
+    with pytest.raises(InputError, match=r"12 blocks .* batch_size 4 on each of 4 processes"):
+        data.train_dataloader()
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=3))
 def test_a_document_begins_with_the_end_of_text_before_it(rows):
     expected = [[row[: i + 1].count(3) for i in range(6)] for row in rows]

@@ -128,6 +128,11 @@ class Text(ResumableDataModule):
             order = self.resumed(
                 MixedBatches(sizes, self.weights, self.batch_size, self.seed, *self.ranks)
             )
+        if not len(order):
+            raise InputError(
+                f"data: {sum(sizes)} blocks do not fill one batch of batch_size {self.batch_size} "
+                f"on each of {self.ranks[0]} processes; lower data.batch_size or give more text"
+            )
         return self._loader(self.train_set, order)
 
     def val_dataloader(self) -> dict[str, Batches]:
