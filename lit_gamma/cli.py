@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
-from lit_gamma.callbacks import RunSummary
+from lit_gamma.callbacks import Progress, RunSummary
 from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
 from lit_gamma.errors import InputError
 from lit_gamma.language_model import LanguageModel
@@ -52,6 +53,14 @@ class LitGammaCLI(LightningCLI):
         path = str(self._get(self.config, "ckpt_path") or "")
         if path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
             raise InputError(f"--ckpt_path {path} does not exist")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Shows progress in steps, unless the config wants another bar or none."""
+        config = self._get(self.config_init, "trainer")
+        bars = [c for c in config["callbacks"] or [] if isinstance(c, ProgressBar)]
+        if config["enable_progress_bar"] is not False and not bars:
+            self.trainer_defaults = {"callbacks": Progress()}
+        return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says at the end, however it comes, what was recorded and how to go on."""

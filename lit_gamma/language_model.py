@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,52 +12,17 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_gamma.errors import InputError
 from lit_gamma.init import Preset, ResidualScale, gamma_init_
+from lit_gamma.optimizer import OptimizerConfig
 from lit_gamma.transformer import Transformer, TransformerConfig
 
 IGNORED = -100
 """The label of a token that has no loss, as everywhere in the field."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up and a cosine to the end of training.
-
-    Attributes:
-        lr: Peak learning rate.
-        weight_decay: Decoupled weight decay λ on matrices; norm scales and biases have none.
-        betas: AdamW's β₁ and β₂.
-        warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_ratio: Learning rate at the last step, as a share of ``lr``.
-    """
-
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 250
-    final_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"optimizer.lr must be positive, got {self.lr}")
-        if self.warmup_steps < 0:
-            raise InputError(f"optimizer.warmup_steps must not be negative: {self.warmup_steps}")
-        if not self.final_lr_ratio >= 0:
-            raise InputError(
-                f"optimizer.final_lr_ratio must not be negative, got {self.final_lr_ratio}"
-            )
-
-    def lr_factor(self, step: int, total_steps: int) -> float:
-        """Share of ``lr`` to use for the optimizer step that follows ``step`` others."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -93,6 +58,9 @@ class LanguageModel(LightningModule):
         residual_scale: ``depth`` for GPT-2's 1/sqrt(2 n_layers) on residual projections.
         init_preset: ``complexity_control`` for the released code of arXiv 2501.08537.
         optimizer: AdamW and its schedule.
+        compile: Compile the transformer with ``torch.compile``.
+        activation_checkpointing: Compute activations again in the backward pass, in place of
+            keeping them: less memory, a third more work.
 
     Attributes:
         init_audit: Realised against expected std per tensor, as drawn.
@@ -106,6 +74,8 @@ class LanguageModel(LightningModule):
         residual_scale: ResidualScale = "none",
         init_preset: Preset | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         # A checkpoint holds plain values, so that it opens without this package's classes.
@@ -123,22 +93,38 @@ class LanguageModel(LightningModule):
             logger=False,
         )
         self.optimizer_config = optimizer
+        self.compile_transformer = compile
         self.transformer = Transformer(transformer)
+        self.transformer.activation_checkpointing = activation_checkpointing
         self.init_audit = gamma_init_(
             self.transformer, gamma, gamma_overrides, residual_scale, init_preset
         )
         self.eval_metrics = nn.ModuleDict()
 
     def configure_model(self) -> None:
-        """Shards the weights (FSDP2) under Lightning's ModelParallelStrategy."""
+        """Shards the weights (FSDP2) under Lightning's ModelParallelStrategy, then compiles."""
         mesh = self.device_mesh
         if mesh is not None and not isinstance(self.transformer, FSDPModule):
             for part in (*self.transformer.blocks, self.transformer):
                 fully_shard(part, mesh=mesh["data_parallel"])
+        if self.compile_transformer:
+            self.transformer.compile()
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Logits of shape (batch, length, vocab_size) for int64 ids of shape (batch, length)."""
-        logits: Tensor = self.transformer(input_ids)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another shape before any weight is read."""
+        theirs = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("transformer", {})
+        ours = asdict(self.transformer.config)
+        other = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
+        if other:
+            listed = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in other)
+            raise InputError(
+                f"the checkpoint's model has {listed}; give the config and the data (its tokenizer "
+                "decides vocab_size) that it was trained with"
+            )
+
+    def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """Logits of shape (batch, length, vocab_size); see :class:`Transformer`."""
+        logits: Tensor = self.transformer(input_ids, document_ids)
         return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -148,7 +134,7 @@ class LanguageModel(LightningModule):
             ``loss``, and ``token_loss``: detached, in nats, shape (batch, length), NaN where the
             label is ignored. Callbacks read it; there is no second forward.
         """
-        token_loss = _token_loss(self(batch["input_ids"]), batch["labels"])
+        token_loss = _token_loss(self._logits(batch), batch["labels"])
         counted = batch["labels"] != IGNORED
         loss = token_loss.sum() / counted.sum()
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -159,7 +145,7 @@ class LanguageModel(LightningModule):
     ) -> None:
         """Updates loss, perplexity and accuracy of the named validation set."""
         metrics = self.eval_metrics[self._eval_names()[dataloader_idx]]
-        metrics(self(batch["input_ids"]).float(), batch["labels"])
+        metrics(self._logits(batch).float(), batch["labels"])
 
     test_step = validation_step
 
@@ -191,10 +177,13 @@ class LanguageModel(LightningModule):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        fused = self.trainer.precision != "16-mixed"  # Its gradient scaler rules clipping out then.
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         total_steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(total_steps):
-            raise InputError("the cosine needs an end: set trainer.max_steps or trainer.max_epochs")
+            raise InputError(
+                "the learning rate needs an end: set trainer.max_steps or trainer.max_epochs"
+            )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: config.lr_factor(step, int(total_steps))
         )
@@ -202,6 +191,27 @@ class LanguageModel(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the trainer says, under ``bf16-mixed`` too.
+
+        Lightning refuses a fused optimizer there for the sake of a gradient scaler, which bfloat16
+        does not have.
+        """
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm != "value":
+            if gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = self(batch["input_ids"], batch.get("document_ids"))
+        return logits
 
     def _eval_names(self) -> list[str]:
         loaders = (

@@ -8,8 +8,11 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_gamma.errors import InputError
+from lit_gamma.kv_cache import KVCache, LayerCache
+from lit_gamma.rope import Rope, Rotation, rotate
 
 Gate = Literal["elementwise", "headwise", "none"]
 Position = Literal["rope", "learned"]
@@ -86,11 +89,16 @@ class Transformer(nn.Module):
 
     Args:
         config: The model's shape.
+
+    Attributes:
+        activation_checkpointing: Compute each block again in the backward pass, in place of keeping
+            its activations.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         if config.position == "learned":
             self.position = nn.Embedding(config.context_length, config.d_model)
@@ -102,11 +110,19 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Computes next-token logits.
 
         Args:
             input_ids: int64 of shape (batch, length), length at most ``context_length``.
+            document_ids: int64 of the same shape; tokens attend to their own document only. None:
+                to all before them.
+            cache: The tokens before these ones, which are added to it; see :meth:`new_cache`.
 
         Returns:
             Logits of shape (batch, length, vocab_size).
@@ -114,21 +130,47 @@ class Transformer(nn.Module):
         Raises:
             InputError: The sequence is longer than ``context_length``.
         """
-        length = input_ids.shape[1]
-        if length > self.config.context_length:
+        start = cache[0].length if cache else 0
+        end = start + input_ids.shape[1]
+        if end > self.config.context_length:
             raise InputError(
-                f"a sequence of {length} tokens exceeds context_length {self.config.context_length}"
+                f"a sequence of {end} tokens exceeds context_length {self.config.context_length}"
             )
         x = self.embedding(input_ids)
         rotation = None
         if self.config.position == "learned":
-            x = x + self.position.weight[:length]
+            x = x + self.position.weight[start:end]
         else:
-            rotation = self.rope(length)
-        for block in self.blocks:
-            x = block(x, rotation)
+            rotation = self.rope(end, start)
+        mask = _mask(start, end, document_ids, x.device)
+        for i, block in enumerate(self.blocks):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
+            else:
+                x = block(x, rotation, mask, cache[i] if cache else None)
         logits: Tensor = self.lm_head(self.norm(x))
         return logits
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache of keys and values for a batch of that many sequences."""
+        config = self.config
+        shape = (batch, config.n_heads, config.context_length, config.d_head)
+        weight = self.lm_head.weight
+        return [LayerCache(shape, weight.dtype, weight.device) for _ in self.blocks]
+
+
+def _mask(start: int, end: int, document_ids: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which of ``end`` keys each query from ``start`` on may see; None for the plain causal mask.
+
+    Shape (end - start, end), or (batch, 1, end, end) with documents.
+    """
+    if document_ids is not None:
+        causal = torch.ones(end, end, dtype=torch.bool, device=device).tril()
+        same = document_ids[:, :, None] == document_ids[:, None, :]
+        return (same & causal)[:, None]
+    if start == 0:
+        return None
+    return torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)
 
 
 class Block(nn.Module):
@@ -141,9 +183,15 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = GeluMLP(config) if config.mlp == "gelu" else SwiGLU(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
         """Maps (batch, length, d_model) to the same shape."""
-        x = x + self.attention(self.attention_norm(x), rotation)
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -167,12 +215,20 @@ class Attention(nn.Module):
             self.gate = nn.Linear(width, gates, config.bias)
         self.out = nn.Linear(width, width, config.bias)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Maps (batch, length, d_model) to the same shape."""
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Maps (batch, length, d_model) to the same shape; ``mask`` is causal if None."""
         q, k, v = self._heads(self.query(x)), self._heads(self.key(x)), self._heads(self.value(x))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         if self.gate is not None:
             # One gate per head broadcasts over the head's channels.
             o = o * torch.sigmoid(self._heads(self.gate(x)))
@@ -213,37 +269,3 @@ class SwiGLU(nn.Module):
         """Maps (batch, length, d_model) to the same shape."""
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
-
-
-class Rope(nn.Module):
-    """Table of rotary position embeddings (arXiv 2104.09864), base 10000."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, d_head: int, context_length: int) -> None:
-        super().__init__()
-        frequency = 10000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-        angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
-
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """Returns (cos, sin), each of shape (length, d_head / 2)."""
-        return self.cos[:length], self.sin[:length]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates channel i together with channel i + d_head/2 by the position's angle.
-
-    Args:
-        x: Queries or keys, shape (batch, heads, length, d_head).
-        cos: Shape (length, d_head / 2).
-        sin: Shape (length, d_head / 2).
-
-    Returns:
-        Same shape and dtype as ``x``.
-    """
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -15,9 +15,9 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gamma import InputError, LanguageModel, TransformerConfig
-from lit_gamma.data import AnchorComposition, TextFiles
+from lit_gamma.data import AnchorComposition, Text
+from lit_gamma.data.packing import Blocks
 from lit_gamma.data.sampler import ShuffledBatches
-from lit_gamma.data.text import Blocks
 
 END = 256
 PAPER = {1: 5, 2: 1, 3: -2, 4: -8}
@@ -229,19 +229,19 @@ def stream(blocks, context_length):
     return [int(input_ids[0]), *labels[:n].tolist()]
 
 
-def documents(data: TextFiles) -> list[bytes]:
+def documents(data: Text) -> list[bytes]:
     """The documents of both parts, from every block."""
     data.setup("fit")
-    tokens = [t for part in (data.train_set, data.val_set) for t in stream(part, 8)]
+    tokens = [t for part in (data.train_set, data.val_sets["text"]) for t in stream(part, 8)]
     assert tokens[-1] == END
     ends = [i for i, token in enumerate(tokens) if token == END]
     starts = [0, *[end + 1 for end in ends]]
     return [bytes(tokens[start:end]) for start, end in zip(starts, ends, strict=False)]
 
 
-def text(*files, **values) -> TextFiles:
+def text(*files, **values) -> Text:
     paths = [str(file) for file in files]
-    return TextFiles(paths, **{"context_length": 8, "batch_size": 2, **values})
+    return Text(paths, **{"context_length": 8, "batch_size": 2, **values})
 
 
 @settings(max_examples=100, deadline=None)
@@ -283,7 +283,7 @@ def test_files_come_in_the_order_given_and_those_of_a_pattern_sorted(tmp_path):
         (tmp_path / name).write_text(name * 5)
     data = text(tmp_path / "z.txt", tmp_path / "sub" / "**")
     assert documents(data) == [(name * 5).encode() for name in names]
-    one = TextFiles(str(tmp_path / "z*"), context_length=8, batch_size=1)
+    one = Text(str(tmp_path / "z*"), context_length=8, batch_size=1)
     assert documents(one) == [b"z.txt" * 5]
 
 
@@ -308,10 +308,10 @@ def test_the_end_of_the_stream_is_for_validation(tmp_path, fraction):
     file.write_bytes(bytes(range(128)) * 4)
     data = text(file, val_fraction=fraction)
     data.setup("fit")
-    val = stream(data.val_set, 8)
+    val = stream(data.val_sets["text"], 8)
     assert len(val) == pytest.approx(fraction * 513, abs=1)
     batches = [batch["input_ids"] for batch in data.val_dataloader()["text"]]
-    assert torch.equal(torch.cat(batches), data.val_set.input_ids)
+    assert np.array_equal(torch.cat(batches), whole(data.val_sets["text"])[0])
     train = [batch["input_ids"] for batch in data.train_dataloader()]
     assert {len(batch) for batch in train} == {2}
     assert len(torch.cat(train).unique(dim=0)) <= len(data.train_set)
@@ -346,7 +346,7 @@ def test_an_unusable_file_or_value_is_named(tmp_path, name, content, values, mes
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="data_files"):
-        TextFiles()
+        Text()
     with pytest.raises(InputError, match=r"no_such\.txt"):
         text(tmp_path / "no_such.txt")
     with pytest.raises(InputError, match="cache"):

@@ -1,11 +1,13 @@
 """Loss, schedule, optimizer and validation metrics against float64 references."""
 
 import math
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lit_gamma import InputError, LanguageModel, OptimizerConfig, TransformerConfig
@@ -73,6 +75,14 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine(step, factor)
     assert config.lr_factor(step, 1100) == pytest.approx(factor, rel=1e-12)
 
 
+def test_wsd_is_constant_until_it_decays_linearly():
+    config = OptimizerConfig(
+        warmup_steps=100, final_lr_ratio=0.2, schedule="wsd", decay_fraction=0.1
+    )
+    factors = [config.lr_factor(step, 1000) for step in (49, 99, 100, 900, 950, 975, 1000, 2000)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 0.6, 0.4, 0.2, 0.2], rel=1e-12)
+
+
 def test_without_warm_up_the_first_step_has_the_peak_rate():
     assert OptimizerConfig(warmup_steps=0).lr_factor(0, 10) == 1.0
     assert OptimizerConfig(warmup_steps=10).lr_factor(9, 10) == 1.0  # warm-up to the very end
@@ -85,6 +95,8 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
         ({"lr": math.nan}, "lr.*nan"),
         ({"warmup_steps": -1}, "warmup_steps.*-1"),
         ({"final_lr_ratio": -0.5}, r"final_lr_ratio.*-0\.5"),
+        ({"schedule": "linear"}, "schedule.*'linear'"),
+        ({"decay_fraction": 0.0}, r"decay_fraction.*0\.0"),
     ],
 )
 def test_an_impossible_optimizer_is_refused_by_its_values(values, message):
@@ -119,6 +131,50 @@ def test_the_first_step_moves_by_the_first_rate_of_the_warm_up():
     Trainer(**QUIET, max_steps=1, limit_val_batches=0).fit(lm, data)
     moved = (lm.transformer.lm_head.weight.detach() - before).abs()
     assert moved.max().item() == pytest.approx(0.05, rel=1e-3)
+
+
+class Gradients(Callback):
+    """Norms of the whole gradient, as the optimizer gets it."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms += [torch.nn.utils.get_total_norm(gradients).item()] if gradients else []
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_every_precision_trains_with_the_gradient_clipped(precision):
+    lm = model(OptimizerConfig(lr=3e-3, warmup_steps=5), tie_embeddings=True)
+    seen = Gradients()
+    trainer = Trainer(
+        **QUIET, max_steps=60, precision=precision, gradient_clip_val=0.1, callbacks=[seen]
+    )
+    trainer.fit(lm, AnchorComposition(n_train=60, n_val=2, batch_size=20))
+    assert trainer.callback_metrics["train/loss"] < 0.6 * math.log(110)
+    assert max(seen.norms) == pytest.approx(0.1, rel=0.01)
+    assert {p.dtype for p in lm.parameters()} == {
+        torch.bfloat16 if precision == "bf16-true" else torch.float32
+    }
+
+
+def test_a_compiled_model_is_the_same_with_the_same_names(monkeypatch):
+    traced = partialmethod(nn.Module.compile, backend="aot_eager")  # needs no C++ compiler
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    lm = model()
+    names, ids = list(lm.state_dict()), torch.randint(110, (2, 9))
+    expected = lm(ids)
+    lm.compile_transformer = True
+    lm.configure_model()
+    calls = []
+    lm.transformer._compiled_call_impl, compiled = (
+        lambda *args: (calls.append(args), compiled(*args))[1],
+        lm.transformer._compiled_call_impl,
+    )
+    torch.testing.assert_close(lm(ids), expected)
+    assert len(calls) == 1
+    assert list(lm.state_dict()) == names
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, neurons
-from lit_gamma.transformer import Rope, rotate
+from lit_gamma.rope import Rope, rotate
 
 ERF = np.vectorize(math.erf)
 MLP_MATRICES = {"gelu": ("up", "down"), "swiglu": ("up", "gate", "down")}
@@ -138,6 +138,44 @@ def test_a_token_changes_its_own_and_later_logits_only(position):
         moved = (model(changed) - logits)[0].abs().amax(dim=1)
         assert (moved[:t] == 0).all()
         assert (moved[t:] > 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs(), st.data())
+def test_a_cache_gives_the_logits_of_the_whole_sequence(config, data):
+    length = data.draw(st.integers(1, config.context_length))
+    cuts = data.draw(st.lists(st.integers(1, length), max_size=4, unique=True).map(sorted))
+    model, ids = randomized(config), tokens(config.vocab_size, 3, length)
+    cache = model.new_cache(3)
+    parts = torch.tensor_split(ids, cuts, dim=1)
+    logits = [model(part, cache=cache) for part in parts if part.shape[1]]
+    torch.testing.assert_close(torch.cat(logits, 1), model(ids), rtol=1e-9, atol=1e-9)
+    with pytest.raises(InputError, match=f"{config.context_length + 1} tokens exceeds"):
+        model(tokens(config.vocab_size, 3, config.context_length + 1 - length), cache=cache)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_document_s_logits_do_not_depend_on_the_documents_before_it(position):
+    model = randomized(TransformerConfig(20, 12, n_heads=2, d_model=8, position=position))
+    ids = tokens(20, 2, 12)
+    documents = torch.tensor([[0] * 4 + [1] * 5 + [2] * 3, [0] * 12])
+    logits = model(ids, documents)
+    torch.testing.assert_close(logits[1], model(ids)[1])
+    for t in range(12):
+        changed = ids.clone()
+        changed[0, t] = (ids[0, t] + 1) % 20
+        moved = (model(changed, documents) - logits)[0].abs().amax(dim=1) > 1e-6
+        assert moved.tolist() == [documents[0, s] == documents[0, t] and s >= t for s in range(12)]
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    model, ids = randomized(TransformerConfig(20, 12, n_layers=3, d_model=8)), tokens(20, 2, 12)
+    gradients = []
+    for model.activation_checkpointing in (False, True):
+        model.zero_grad()
+        model(ids).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,7 @@ from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.overhead import Overhead
+from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
@@ -18,6 +19,7 @@ __all__ = [
     "EffectiveRank",
     "GammaInit",
     "Overhead",
+    "Progress",
     "RunSummary",
     "Schedule",
     "TokenLoss",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -47,11 +48,71 @@ class ShuffledBatches(DistributedSampler[Any]):
         for _ in range(len(self)):
             epoch, batch = divmod(self.position, len(self))
             if epoch != drawn:
-                generator = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * epoch)
-                drawn, order = epoch, torch.randperm(self.n_samples, generator=generator)
+                drawn, order = epoch, self.order(epoch)
             start = (batch * self.num_replicas + self.rank) * self.batch_size
             self.position += 1
             yield order[start : start + self.batch_size]
+
+    def order(self, epoch: int) -> Tensor:
+        """The samples of an epoch, all ranks together; int64."""
+        generator = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * epoch)
+        return torch.randperm(self.n_samples, generator=generator)
+
+
+class MixedBatches(ShuffledBatches):
+    """Batches of several sources, each with a fixed share of every epoch.
+
+    A source is gone through in permutations of its own, one after the other across the epochs: its
+    every sample is seen before one is seen again.
+
+    Args:
+        sizes: Samples of each source; an epoch has as many as all together.
+        weights: Share of each source, in any unit.
+        batch_size: Samples per batch and rank.
+        seed: Seed of the order.
+        num_replicas: Number of ranks.
+        rank: This rank.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(sum(sizes), batch_size, seed, num_replicas, rank)
+        self.sizes = sizes
+        self.shares = shares(self.n_samples, weights)
+
+    def order(self, epoch: int) -> Tensor:
+        """The samples of an epoch, all ranks together; int64, numbered source after source."""
+        parts, first = [], 0
+        for source, (size, share) in enumerate(zip(self.sizes, self.shares, strict=True)):
+            begin, end = epoch * share, (epoch + 1) * share
+            passes = range(begin // size, -(-end // size))
+            drawn = [self._permutation(source, size, i) for i in passes]
+            if drawn:
+                skipped = begin - passes[0] * size
+                parts.append(first + torch.cat(drawn)[skipped : skipped + share])
+            first += size
+        return torch.cat(parts)[super().order(epoch)]
+
+    def _permutation(self, source: int, size: int, i: int) -> Tensor:
+        state = np.random.SeedSequence([self.seed, source, i]).generate_state(1, np.uint64)
+        return torch.randperm(size, generator=torch.Generator().manual_seed(int(state[0] >> 1)))
+
+
+def shares(n: int, weights: Sequence[float]) -> list[int]:
+    """Divides n among weights; the largest remainders are rounded up."""
+    exact = [n * weight / sum(weights) for weight in weights]
+    whole = [int(x) for x in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
+    for i in by_remainder[: n - sum(whole)]:
+        whole[i] += 1
+    return whole
 
 
 class ResumableDataModule(LightningDataModule):
@@ -59,6 +120,11 @@ class ResumableDataModule(LightningDataModule):
 
     _batches: ShuffledBatches | None = None
     _consumed = 0
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Number of ranks, and this one."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def shuffled_batches(self, n_samples: int, batch_size: int, seed: int) -> ShuffledBatches:
         """Makes the training sampler; after a resume it starts where the checkpoint was taken.
@@ -71,10 +137,13 @@ class ResumableDataModule(LightningDataModule):
         Returns:
             The sampler, for ``DataLoader(dataset, sampler=..., batch_size=None)``.
         """
-        ranks = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return self.resumed(ShuffledBatches(n_samples, batch_size, seed, *self.ranks))
+
+    def resumed(self, batches: ShuffledBatches) -> ShuffledBatches:
+        """Sets a training sampler to where the one before, or the checkpoint, left off."""
         if self._batches is not None:
             self._consumed = self._batches.position
-        self._batches = ShuffledBatches(n_samples, batch_size, seed, *ranks)
+        self._batches = batches
         self._batches.position = self._consumed
         return self._batches
 

@@ -1,184 +1,211 @@
-"""Any local text or JSONL file as blocks of bytes."""
+"""Text as blocks of tokens: files or hub datasets, one source or several mixed."""
 
 from __future__ import annotations
 
-import glob
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lit_gamma.data.sampler import ResumableDataModule
+from lit_gamma.data.documents import Piece
+from lit_gamma.data.packing import Blocks, Concatenated
+from lit_gamma.data.prepared import TokenFile, cached, write_tokens
+from lit_gamma.data.sampler import MixedBatches, ResumableDataModule
+from lit_gamma.data.source import Source, weights_of
+from lit_gamma.data.tokenizers import Tokenizer, bpe_size, load_tokenizer, train_bpe
 from lit_gamma.errors import InputError
 
-END_OF_TEXT = 256
-"""The token between documents; tokens 0 to 255 are the bytes."""
-
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+Batches = DataLoader[dict[str, Tensor]]
 
 
-class Blocks(Dataset[dict[str, Tensor]]):
-    """A token stream cut into blocks: every token but the first is a label exactly once.
+class Text(ResumableDataModule):
+    """Text as one stream of tokens per source, cut into blocks without loss.
 
-    Args:
-        tokens: The stream, shape (n_tokens,), at least two tokens.
-        context_length: Tokens per block. The last block is filled up with end-of-text, whose
-            labels are ignored (-100).
-    """
+    A plain text file is one document; of a JSONL or Parquet file or a hub dataset, every row's
+    ``field`` is one. An end-of-text token follows each. The tokens are written once to a cache,
+    found again by a fingerprint of source and tokenizer, and mapped from there.
 
-    def __init__(self, tokens: npt.NDArray[np.uint16], context_length: int) -> None:
-        n_blocks = -(-(len(tokens) - 1) // context_length)
-        stream = np.full(n_blocks * context_length + 1, END_OF_TEXT, dtype=np.int64)
-        stream[: len(tokens)] = tokens
-        self.input_ids = torch.from_numpy(stream[:-1]).view(n_blocks, context_length)
-        labels = torch.from_numpy(stream[1:].copy())
-        labels[len(tokens) - 1 :] = -100
-        self.labels = labels.view(n_blocks, context_length)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
-        """Returns the batch of the given int64 indices: ``input_ids`` and ``labels``."""
-        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
-
-
-class TextFiles(ResumableDataModule):
-    """Local text files as one stream of bytes, the last part of it for validation.
-
-    A plain text file is one document; of a JSONL or Parquet file, every row's ``field`` is one.
-    Documents are joined by an end-of-text token and packed into blocks without loss.
-
-    Validation set: ``text``.
+    Validation sets: one per source, by its name; ``text`` for ``data_files``.
 
     Args:
-        data_files: Paths or glob patterns; must be given.
-        field: Column that holds the text, in JSONL and Parquet files.
-        context_length: Tokens (bytes) per block.
-        batch_size: Blocks per batch.
-        val_fraction: Share of the stream's end that is kept for validation.
+        data_files: Short for one source: paths or glob patterns of text, JSONL or Parquet files.
+        field: Column of ``data_files`` that holds the text, in JSONL and Parquet files.
+        sources: Several sources, by name, or one that is not local files.
+        tokenizer: ``bytes``; ``bpe:SIZE``, trained on the text; the path of a ``tokenizer.json``;
+            or a repository of the hub (``gpt2``).
+        end_of_text: The token between documents; of the usual names the one it has if None.
+        vocab_multiple_of: Round the model's vocabulary up; multiples of 64 are faster on a GPU.
+        context_length: Tokens per block.
+        batch_size: Blocks per batch and process.
+        val_fraction: Share of each source's end that is kept for validation, unless the source
+            names a validation set of its own.
+        mask_documents: Keep attention within documents.
         seed: Seed of the order of the training blocks.
+        cache_dir: Folder of the prepared tokens; the cache of ``datasets`` if None.
 
     Raises:
         InputError: A value is impossible; a file is missing, empty, not UTF-8, lacks the field, or
-            is too short.
+            is too short; the hub cannot be reached; the disk is full.
     """
-
-    vocab_size = 257
 
     def __init__(
         self,
         data_files: str | list[str] | None = None,
         field: str = "text",
+        sources: dict[str, Source] | None = None,
+        tokenizer: str = "bytes",
+        end_of_text: str | None = None,
+        vocab_multiple_of: int = 1,
         context_length: int = 128,
         batch_size: int = 16,
         val_fraction: float = 0.1,
+        mask_documents: bool = False,
         seed: int = 0,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if not data_files:
-            raise InputError("data.data_files names no file; give --data.data_files FILE")
-        self.patterns = [data_files] if isinstance(data_files, str) else list(data_files)
-        self.field = field
+        if bool(data_files) == bool(sources):
+            fault = "are given beside data.sources" if sources else "names no file"
+            raise InputError(f"data.data_files {fault}; give --data.data_files FILE or the sources")
+        self.sources = sources or {"text": Source(data_files, field=field)}
+        self.tokenizer_name = tokenizer
+        self.end_of_text = end_of_text
         self.context_length = context_length
         self.batch_size = batch_size
         self.val_fraction = val_fraction
+        self.mask_documents = mask_documents
         self.seed = seed
+        self.cache = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "lit_gamma"))
+        _at_least_one(
+            context_length=context_length,
+            batch_size=batch_size,
+            vocab_multiple_of=vocab_multiple_of,
+        )
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")
-        if context_length < 1 or batch_size < 1:
-            raise InputError(
-                f"data.context_length and data.batch_size must be at least 1, "
-                f"got {context_length} and {batch_size}"
-            )
-        self.files = _expand(self.patterns)
+        self.weights = weights_of(self.sources)
+        self._training = {
+            name: source.training(f"data.sources.{name}") for name, source in self.sources.items()
+        }
+        self._validation = {name: source.validation() for name, source in self.sources.items()}
+        size = bpe_size(tokenizer) or self.tokenizer.vocab_size
+        self.vocab_size = -(-size // vocab_multiple_of) * vocab_multiple_of
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; a BPE is trained when it is first asked for."""
+        size = bpe_size(self.tokenizer_name)
+        if size is None:
+            return load_tokenizer(self.tokenizer_name, self.end_of_text)
+        corpora = list(self._training.values())
+        folder = cached(
+            self.cache,
+            ["bpe", size, [corpus.identity() for corpus in corpora]],
+            lambda draft: train_bpe(corpora, size).save(str(draft / "tokenizer.json")),
+        )
+        return load_tokenizer(str(folder / "tokenizer.json"), self.end_of_text)
 
     def prepare_data(self) -> None:
-        """Lightning hook: reads the files once before any directory is made."""
-        self._parts  # noqa: B018 (read here, kept for setup)
+        """Lightning hook: reads the sources once, before any run directory is made."""
+        self._parts  # noqa: B018 (kept for setup)
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: cuts the stream into training and validation blocks."""
-        train, val = self._parts
-        self.train_set = Blocks(train, self.context_length)
-        self.val_set = Blocks(val, self.context_length)
+        """Lightning hook: cuts the streams into training and validation blocks."""
+        self.train_set = Concatenated([self._blocks(train) for train, _ in self._parts.values()])
+        self.val_sets = {name: self._blocks(val) for name, (_, val) in self._parts.items()}
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> Batches:
         """Batches of shuffled blocks."""
-        order = self.shuffled_batches(len(self.train_set), self.batch_size, self.seed)
-        return DataLoader(self.train_set, sampler=order, batch_size=None)
+        sizes = [len(part) for part in self.train_set.parts]
+        if self.weights is None:
+            order = self.shuffled_batches(sum(sizes), self.batch_size, self.seed)
+        else:
+            order = self.resumed(
+                MixedBatches(sizes, self.weights, self.batch_size, self.seed, *self.ranks)
+            )
+        if not len(order):
+            raise InputError(
+                f"data: {sum(sizes)} blocks do not fill one batch of batch_size {self.batch_size} "
+                f"on each of {self.ranks[0]} processes; lower data.batch_size or give more text"
+            )
+        return self._loader(self.train_set, order)
 
-    def val_dataloader(self) -> dict[str, DataLoader[dict[str, Tensor]]]:
-        """The validation blocks in order, under the name ``text``."""
-        order = torch.split(torch.arange(len(self.val_set)), self.batch_size)
-        return {"text": DataLoader(self.val_set, sampler=order, batch_size=None)}
+    def val_dataloader(self) -> dict[str, Batches]:
+        """The validation blocks of each source, in order, under its name."""
+        return {
+            name: self._loader(blocks, torch.split(torch.arange(len(blocks)), self.batch_size))
+            for name, blocks in self.val_sets.items()
+        }
 
     test_dataloader = val_dataloader
 
-    @cached_property
-    def _parts(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
-        tokens = np.concatenate([_tokens(file, self.field) for file in self.files])
-        n_train = round(len(tokens) * (1 - self.val_fraction))
-        # A label needs the token before it, so a part of n tokens holds n - 1 labels.
-        if n_train <= self.context_length * self.batch_size or len(tokens) - n_train < 2:
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning hook: how far training has come, and the tokenizer."""
+        return {**super().state_dict(), "tokenizer": self.tokenizer.backend.to_str()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning hook: see :meth:`state_dict`.
+
+        Raises:
+            InputError: The checkpoint was trained with another tokenizer.
+        """
+        if state_dict["tokenizer"] != self.tokenizer.backend.to_str():
             raise InputError(
-                f"data.data_files hold {len(tokens)} tokens, too few for one batch of "
-                f"{self.batch_size} blocks of {self.context_length} and a validation part; "
-                f"lower data.context_length or data.batch_size, or give more text"
+                f"data.tokenizer {self.tokenizer_name!r} is not the tokenizer that the checkpoint "
+                "was trained with; give the same one and, for a BPE, the same text"
             )
-        return tokens[:n_train], tokens[n_train:]
+        super().load_state_dict(state_dict)
+
+    def _loader(self, blocks: Any, order: Any) -> Batches:
+        # Reading a block takes microseconds, so that worker processes would only cost.
+        pinned = torch.cuda.is_available()
+        return DataLoader(blocks, sampler=order, batch_size=None, pin_memory=pinned)
+
+    def _blocks(self, tokens: TokenFile) -> Blocks:
+        return Blocks(tokens, self.context_length, self.tokenizer.end_of_text, self.mask_documents)
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[TokenFile, TokenFile]]:
+        """Training and validation tokens by source; enough of each to begin with."""
+        parts = {name: self._split(name) for name in self.sources}
+        blocks = sum((len(train) - 1) // self.context_length for train, _ in parts.values())
+        if blocks < self.batch_size or any(len(t) < 2 for part in parts.values() for t in part):
+            held = ", ".join(f"{len(a) + len(b)} tokens" for a, b in parts.values())
+            raise InputError(
+                f"data.{'data_files' if list(parts) == ['text'] else 'sources'} hold {held}, too "
+                f"few for one batch of {self.batch_size} blocks of {self.context_length} and a "
+                f"validation part; lower data.context_length or data.batch_size, or give more text"
+            )
+        longest = max(t.longest_document for part in parts.values() for t in part)
+        if self.mask_documents and self.context_length > longest:
+            raise InputError(
+                f"data.context_length {self.context_length} is longer than the longest document "
+                f"({longest} tokens), and data.mask_documents lets no token see further; lower it"
+            )
+        return parts
+
+    def _split(self, name: str) -> tuple[TokenFile, TokenFile]:
+        documents = self._training[name]
+        tokens = self._prepared(documents, documents.identity())
+        if own := self._validation[name]:
+            return tokens, self._prepared(own, own.identity())
+        return tokens.split(round(len(tokens) * (1 - self.val_fraction)))
+
+    def _prepared(self, documents: Iterable[Piece], identity: Any) -> TokenFile:
+        folder = cached(
+            self.cache,
+            ["tokens", identity, self.tokenizer.backend.to_str(), self.tokenizer.end_of_text],
+            lambda draft: write_tokens(documents, self.tokenizer, draft),
+        )
+        return TokenFile(folder)
 
 
-def _expand(patterns: list[str]) -> list[str]:
-    files = []
-    for pattern in patterns:
-        found = [pattern]  # a file whose own name holds glob characters
-        if not Path(pattern).is_file():
-            names = sorted(glob.glob(pattern, recursive=True))
-            found = [name for name in names if Path(name).is_file()]
-        if not found:
-            raise InputError(f"data.data_files: no file matches {pattern!r}")
-        files += found
-    return list(dict.fromkeys(files))
-
-
-def _tokens(file: str, field: str) -> npt.NDArray[np.uint16]:
-    """Encodes one file: its documents' bytes, an end-of-text token after each."""
-    content = Path(file).read_bytes()
-    if not content:
-        raise InputError(f"data.data_files: {file} is empty")
-    builder = _BUILDERS.get(Path(file).suffix)
-    try:
-        if builder is None:
-            content.decode()
-            documents = [content]
-        else:
-            documents = _column(file, builder, field)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        cause = error.__cause__ or error
-        kind = builder or "UTF-8 text"
-        raise InputError(f"data.data_files: {file} cannot be read as {kind}: {cause}") from error
-    parts = []
-    for document in documents:
-        parts.append(np.frombuffer(document, dtype=np.uint8).astype(np.uint16))
-        parts.append(np.array([END_OF_TEXT], dtype=np.uint16))
-    return np.concatenate(parts)
-
-
-def _column(file: str, builder: str, field: str) -> list[bytes]:
-    table = datasets.load_dataset(builder, data_files=glob.escape(file), split="train")
-    if field not in table.column_names:
-        known = ", ".join(table.column_names)
-        raise InputError(f"data.field: {file} has no field {field!r}; it has {known}")
-    documents = list(table[field])
-    for row, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise InputError(f"data.field: row {row} of {file}: {field!r} is no text: {document!r}")
-    return [document.encode() for document in documents]
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(f"data.{name} must be at least 1, got {value}")

@@ -1,0 +1,196 @@
+"""Where text comes from: local files and hub datasets, read document by document."""
+
+from __future__ import annotations
+
+import errno
+import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from lit_gamma.data.hub import check_reachable
+from lit_gamma.errors import InputError
+
+Piece = tuple[str, bool]
+"""Text, and whether its document ends with it."""
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_PIECE = 1 << 20  # Characters of a text file that are read at once.
+
+
+class LocalDocuments:
+    """The documents of local files.
+
+    A plain text file is one document, byte for byte; of a JSONL or Parquet file, every row's
+    ``field`` is one.
+
+    Args:
+        patterns: Paths or glob patterns.
+        field: Column that holds the text, in JSONL and Parquet files.
+
+    Raises:
+        InputError: No file matches. While reading: a file is empty, cannot be decoded or lacks the
+            field.
+    """
+
+    def __init__(self, patterns: str | list[str], field: str) -> None:
+        self.files = _expand([patterns] if isinstance(patterns, str) else patterns)
+        self.field = field
+
+    def identity(self) -> list[Any]:
+        """What the documents depend on: each file's path, size and time of change; the field."""
+        stats = [(Path(file).resolve(), Path(file).stat()) for file in self.files]
+        return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats] + [self.field]
+
+    def __iter__(self) -> Iterator[Piece]:
+        for file in self.files:
+            if not Path(file).stat().st_size:
+                raise InputError(f"data.data_files: {file} is empty")
+            if builder := _BUILDERS.get(Path(file).suffix):
+                yield from self._rows(file, builder)
+            else:
+                yield from _text_file(file)
+
+    def stream(self) -> datasets.IterableDataset:
+        """The rows of the JSONL or Parquet files, for reading as training goes on."""
+        builders = {_BUILDERS.get(Path(file).suffix, Path(file).suffix) for file in self.files}
+        if builders not in ({"json"}, {"parquet"}):
+            raise InputError(
+                f"data.streaming reads JSONL or Parquet files, all of one kind, not {self.files}; "
+                "leave it off: prepared tokens are mapped from disk, not held in memory"
+            )
+        files = [glob.escape(file) for file in self.files]
+        with readable(f"data.data_files: {files}"):
+            rows = datasets.load_dataset(*builders, data_files=files, split="train", streaming=True)
+            return _only(rows, self.field, ", ".join(files))
+
+    def _rows(self, file: str, builder: str) -> Iterator[Piece]:
+        row = -1
+        with readable(f"data.data_files: {file} cannot be read as {builder}"):
+            table = datasets.load_dataset(
+                builder, data_files=glob.escape(file), split="train", streaming=True
+            )
+            rows = _only(table, self.field, file)
+            for row, value in enumerate(_column(rows, self.field)):
+                yield checked(value, f"row {row} of {file}", self.field), True
+        if row < 0:
+            raise InputError(f"data.data_files: {file} cannot be read as {builder}: no rows")
+
+
+class HubDocuments:
+    """The documents of a dataset on the Hugging Face hub, or in a local folder of its form.
+
+    Args:
+        name: Repository (``owner/name``) or folder.
+        config: Name of its configuration.
+        split: Split; a slice such as ``train[:1%]`` too, unless it is streamed.
+        revision: Commit or tag; the newest at the time of preparation if None.
+        field: Column that holds the text.
+    """
+
+    def __init__(
+        self, name: str, config: str | None, split: str, revision: str | None, field: str
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.split = split
+        self.revision = revision
+        self.field = field
+
+    def identity(self) -> list[Any]:
+        """What the documents depend on."""
+        return [self.name, self.config, self.split, self.revision, self.field]
+
+    def __iter__(self) -> Iterator[Piece]:
+        with readable(f"data: dataset {self.name}"):
+            rows = self._load(streaming=False).to_iterable_dataset()
+            for row, value in enumerate(_column(rows, self.field)):
+                yield checked(value, f"row {row} of dataset {self.name}", self.field), True
+
+    def stream(self) -> datasets.IterableDataset:
+        """The rows, for reading from the hub as training goes on."""
+        return self._load(streaming=True)
+
+    def _load(self, streaming: bool) -> Any:
+        if not Path(self.name).is_dir():
+            check_reachable(f"dataset {self.name}", "give data_files")
+        with readable(f"data: dataset {self.name}"):
+            rows = datasets.load_dataset(
+                self.name,
+                self.config,
+                split=self.split,
+                revision=self.revision,
+                streaming=streaming,
+            )
+            return _only(rows, self.field, f"dataset {self.name}")
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turns what ``datasets`` raises over unreadable input into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cause from error  # What is full is a cache, not the input.
+        first_line = str(cause).strip().partition("\n")[0]
+        raise InputError(f"{what}: {first_line}") from error
+
+
+def _expand(patterns: list[str]) -> list[str]:
+    files = []
+    for pattern in patterns:
+        found = [pattern]  # a file whose own name holds glob characters
+        if not Path(pattern).is_file():
+            names = sorted(glob.glob(pattern, recursive=True))
+            found = [name for name in names if Path(name).is_file()]
+        if not found:
+            raise InputError(f"data.data_files: no file matches {pattern!r}")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def _text_file(file: str) -> Iterator[Piece]:
+    """Reads a file in pieces that end with a line where they can, without changing a byte."""
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            piece = lines.read(_PIECE) + lines.readline(_PIECE)
+            while piece:
+                following = lines.read(_PIECE) + lines.readline(_PIECE)
+                yield piece, not following
+                piece = following
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.data_files: {file} is not utf-8: byte 0x{error.object[error.start]:02x} cannot "
+            f"be decoded; convert it first, e.g. iconv -f latin1 -t utf-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"data.data_files: {file} cannot be read: {error.strerror}") from error
+
+
+def _only(rows: Any, field: str, where: str) -> Any:
+    """The rows with their text column alone."""
+    known = rows.column_names or list(next(iter(rows), {}))
+    if known and field not in known:
+        raise InputError(f"data.field: {where} has no field {field!r}; it has {', '.join(known)}")
+    return rows.select_columns([field]) if known else rows
+
+
+def _column(rows: datasets.IterableDataset, field: str) -> Iterator[Any]:
+    """The values of a column; Arrow tables of many rows are read far faster than rows."""
+    for table in rows.with_format("arrow").iter(batch_size=256):
+        if field in table.column_names:
+            yield from table[field].to_pylist()
+
+
+def checked(value: Any, where: str, field: str) -> str:
+    """A row's text; an InputError that names the row if it is none."""
+    if not isinstance(value, str):
+        raise InputError(f"data.field: {where}: {field!r} is no text: {value!r}")
+    return value

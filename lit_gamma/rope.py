@@ -1,0 +1,43 @@
+"""Rotary position embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, each of shape (length, d_head / 2)."""
+
+
+class Rope(nn.Module):
+    """Table of rotary position embeddings (arXiv 2104.09864), base 10000."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, d_head: int, context_length: int) -> None:
+        super().__init__()
+        frequency = 10000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+        angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, end: int, start: int = 0) -> Rotation:
+        """Returns (cos, sin) of the positions, each of shape (end - start, d_head / 2)."""
+        return self.cos[start:end], self.sin[start:end]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates channel i together with channel i + d_head/2 by the position's angle.
+
+    Args:
+        x: Queries or keys, shape (batch, heads, length, d_head).
+        cos: Shape (length, d_head / 2).
+        sin: Shape (length, d_head / 2).
+
+    Returns:
+        Same shape and dtype as ``x``.
+    """
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
