@@ -104,6 +104,12 @@ class LanguageModel(LightningModule):
     def configure_model(self) -> None:
         """Shards the weights (FSDP2) under Lightning's ModelParallelStrategy, then compiles."""
         mesh = self.device_mesh
+        if mesh is not None and mesh["tensor_parallel"].size() > 1:
+            raise InputError(
+                f"LanguageModel does not split its layers: tensor_parallel_size is "
+                f"{mesh['tensor_parallel'].size()}; set it to 1, and data_parallel_size to the "
+                "number of devices"
+            )
         if mesh is not None and not isinstance(self.transformer, FSDPModule):
             for part in (*self.transformer.blocks, self.transformer):
                 fully_shard(part, mesh=mesh["data_parallel"])

@@ -82,8 +82,7 @@ class Recorder:
         self._table: ArrowStream | None = None
         self._warned = False
         if kept:
-            self._table = ArrowStream(path, kept[0].schema, kept)
-            self._show_again(kept)
+            self._continue(kept)
 
     def append(
         self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
@@ -175,6 +174,13 @@ class Recorder:
                 meaning = "the quantity / its expectation for a Gaussian matrix of this shape"
             fields.append(pa.field(name, pa.float32(), metadata={"meaning": meaning}))
         return pa.schema(fields, metadata={"lit_gamma": json.dumps(self._metadata, default=str)})
+
+    def _continue(self, kept: Sequence[pa.RecordBatch]) -> None:
+        try:
+            self._table = ArrowStream(self.path, kept[0].schema, kept)
+        except OSError as error:
+            self._warn_of_hole(kept[0]["step"].to_numpy(), error)
+        self._show_again(kept)
 
     def _show_again(self, kept: Sequence[pa.RecordBatch]) -> None:
         """Gives the earlier rows to TensorBoard too, whose files a resumed run starts anew."""

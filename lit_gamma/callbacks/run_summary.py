@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gamma import trajectory
 from lit_gamma.callbacks.base import trajectory_callbacks
@@ -109,9 +110,12 @@ class RunSummary(Callback):
             **(trajectory.extremes(trajectory.load(run_dir)) if recorded else {}),
         }
         draft = run_dir / "summary.json.tmp"
-        draft.write_text(json.dumps(summary, indent=2) + "\n")
-        self.path = run_dir / "summary.json"
-        os.replace(draft, self.path)
+        try:
+            draft.write_text(json.dumps(summary, indent=2) + "\n")
+            os.replace(draft, run_dir / "summary.json")
+            self.path = run_dir / "summary.json"
+        except OSError as error:
+            rank_zero_warn(f"{run_dir}/summary.json cannot be written ({error})")
         self._compare(trainer, summary)
 
     @staticmethod

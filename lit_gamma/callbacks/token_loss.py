@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -82,6 +83,10 @@ class TokenLoss(BatchTrajectory):
             parts = [torch.empty_like(loss) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, loss)
             loss = torch.cat(parts)
-        levels = torch.tensor(list(_QUANTILES.values()), device=loss.device)
-        quantiles = torch.nanquantile(loss, levels).unbind()
+        quantiles = torch.nanquantile(loss, _levels(loss.device)).unbind()
         return {"mean": loss.nanmean(), **dict(zip(_QUANTILES, quantiles, strict=True))}
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.tensor(list(_QUANTILES.values()), device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -159,10 +160,9 @@ def _quantities(
 ) -> dict[str, Tensor]:
     """All quantities of all matrices, in the order of the groups; see :class:`WeightNorms`."""
     squares, change, before, present = torch.cat([s["totals"] for s in sums]).unbind(1)
-    d_in = [group.values.shape[1] for group in groups for _ in group.positions]
-    n_entries = [n * g.values.shape[1] for g in groups for n in g.n_neurons]
-    log_d = [math.log(d) if d > 1 else math.nan for d in d_in]
-    rms = (squares / squares.new_tensor(n_entries)).sqrt()
+    shapes = tuple((n, group.values.shape[1]) for group in groups for n in group.n_neurons)
+    n_entries, log_d = _constants(shapes, squares.device)
+    rms = (squares / n_entries).sqrt()
     directions = torch.cat([product[..., -1].square().sum(-1) for _, product in spectra])
     ritz = [metrics.ritz_matrix(block, product[..., :-1]) for block, product in spectra]
     size = max(matrix.shape[-1] for matrix, _ in ritz)  # Zeros below do not change the largest.
@@ -171,9 +171,18 @@ def _quantities(
         "frobenius_norm": squares.sqrt(),
         "rms": rms,
         "max_row_norm": torch.cat([s["largest"].amax(1) for s in sums]),
-        "implied_gamma": -rms.log() / squares.new_tensor(log_d),
+        "implied_gamma": -rms.log() / log_d,
         "mean_cosine": (directions - present) / (present * (present - 1)),
         "update_ratio": (change / before).sqrt(),
         "ritz": torch.cat(padded),
         "residual": torch.cat([residual for _, residual in ritz]),
     }
+
+
+@cache
+def _constants(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Number of entries and ln(d_in) of each matrix, copied to the device once."""
+    logs = [math.log(d) if d > 1 else math.nan for _, d in shapes]
+    return torch.tensor([float(n * d) for n, d in shapes], device=device), torch.tensor(
+        logs, device=device
+    )
