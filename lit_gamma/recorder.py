@@ -78,7 +78,6 @@ class Recorder:
         self._settle = settle
         self._pending: list[_Pending] = []
         self.n_bytes = 0
-        self._flushed = time.monotonic()
         self._table: ArrowStream | None = None
         self._warned = False
         if kept:
@@ -101,18 +100,12 @@ class Recorder:
         self.n_bytes += sum(value.nbytes for value in detached.values())
 
     @property
-    def n_steps(self) -> int:
-        """Steps that wait to be written."""
-        return len({pending.step for pending in self._pending})
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the last flush."""
-        return time.monotonic() - self._flushed
+    def oldest(self) -> tuple[int, float] | None:
+        """Step and time (``time.time()``) of the oldest values that wait to be written."""
+        return (self._pending[0].step, self._pending[0].walltime) if self._pending else None
 
     def flush(self) -> None:
         """Writes what is pending: one transfer from the device, one batch, one summary a step."""
-        self._flushed = time.monotonic()
         if not self._pending:
             return
         alike = [list(group) for _, group in groupby(self._pending, key=_Pending.shapes)]

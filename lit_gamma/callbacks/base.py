@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,13 +26,13 @@ from lit_gamma.recorder import Index, Recorder
 EVERY_STEP = Schedule(every=1)
 
 FLUSH_STEPS = 100
-"""Recorded steps between two writes."""
+"""Optimizer steps that recorded values wait to be written, at most."""
 
 FLUSH_SECONDS = 10.0
-"""Seconds after which the next recorded step is written, however few have gathered."""
+"""Seconds that they wait, at most, and until the end of the step."""
 
 FLUSH_BYTES = 2**26
-"""Most bytes that wait on the device, 64 MiB."""
+"""Most bytes that wait, 64 MiB."""
 
 
 class TrajectoryCallback(BudgetedCallback):
@@ -168,6 +169,7 @@ class TrajectoryCallback(BudgetedCallback):
     ) -> None:
         """Records W_t if an optimizer step has just made it."""
         self.take_if_due(trainer, pl_module)
+        self.flush_if_due(trainer.global_step)
         self.calibrate(trainer)
 
     def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,18 +179,22 @@ class TrajectoryCallback(BudgetedCallback):
             with self.billed("record"):
                 with torch.no_grad():
                     self.take(trainer, pl_module)
-                self.recorded(step)
+                self._last_step = step
 
-    def recorded(self, step: int) -> None:
-        """Notes that a step is complete, and writes when it is time to."""
-        self._last_step = step
-        pending = self.recorder
-        if pending is not None and (
-            pending.n_steps >= FLUSH_STEPS
-            or pending.seconds >= FLUSH_SECONDS
-            or pending.n_bytes >= FLUSH_BYTES
+    def flush_if_due(self, step: int) -> None:
+        """Writes what has waited long enough, or takes too much memory."""
+        oldest = None if self.recorder is None else self.recorder.oldest
+        if (
+            self.recorder is not None
+            and oldest is not None
+            and (
+                step - oldest[0] >= FLUSH_STEPS
+                or time.time() - oldest[1] >= FLUSH_SECONDS
+                or self.recorder.n_bytes >= FLUSH_BYTES
+            )
         ):
-            self.flush()
+            with self.billed("write"):
+                self.flush()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is pending."""

@@ -48,8 +48,9 @@ class BatchTrajectory(TrajectoryCallback):
                 with self.billed("record"):
                     values = self.measure(self._outputs)
                     self.record(self._step, {name: v.reshape(1) for name, v in values.items()})
-                    self.recorded(self._step)
+                    self._last_step = self._step
             self._outputs, self._step = [], trainer.global_step
+        self.flush_if_due(trainer.global_step)
         self.calibrate(trainer)
 
     def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
