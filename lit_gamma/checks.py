@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median
+from textwrap import indent
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_gamma import metrics
-from lit_gamma.audit import Audit
+from lit_gamma.audit import Audit, AuditRow
 from lit_gamma.neurons import NeuronMatrix
 from lit_gamma.probe import Seen
 
@@ -94,8 +96,21 @@ class Case:
 
     @cached_property
     def gamma(self) -> float:
-        """The median over the roles."""
-        return torch.tensor(list(self.gammas.values())).median().item()
+        """The median that was drawn with, or else of what the roles imply."""
+        drawn = [row.gamma for row in self.audit or ()]
+        return median(drawn or self.gammas.values())
+
+    @property
+    def now(self) -> list[AuditRow]:
+        """The audit's rows with the std that the weights have now, padding left out."""
+        rows = []
+        for row in self.audit or ():
+            ends = (m for m in self.matrices if f".{m.name}".endswith(f".{row.name}"))
+            if matrix := next(ends, None):
+                weight = matrix.weight[matrix.weight.any(1)]
+                std = metrics.rms(weight).item() if len(weight) else 0.0
+                rows.append(replace(row, realised_std=std))
+        return rows
 
     @property
     def vocabulary(self) -> int | None:
@@ -112,10 +127,8 @@ def check_weights(case: Case) -> Checked:
     gammas = case.gammas
     low, high = (pick(gammas, key=gammas.__getitem__) for pick in (min, max))
     if not case.audit:
-        fact = (
-            f"{len(case.matrices)} matrices, gamma from {gammas[low]:.2f} ({low}) "
-            f"to {gammas[high]:.2f} ({high})"
-        )
+        by_role = ", ".join(f"{role} {gamma:.2f}" for role, gamma in gammas.items())
+        fact = f"{len(case.matrices)} matrices, gamma by role: {by_role}"
         if gammas[high] - gammas[low] <= SPREAD:
             return fact, []
         return fact, [
@@ -129,8 +142,9 @@ def check_weights(case: Case) -> Checked:
                 "gamma_init_(module, gamma), or the callback GammaInit(gamma)",
             )
         ]
-    off = [row for row in case.audit if abs(row.deviation) > STANDARD_ERRORS]
-    fact = case.audit.headline()
+    now = Audit(case.now, case.audit.notes)
+    off = [row for row in now if abs(row.deviation) > STANDARD_ERRORS]
+    fact = f"{now.headline()}\n\n{indent(now.summary(), '  ')}\n"
     if not off:
         return fact, []
     worst = max(off, key=lambda row: abs(row.deviation))
@@ -161,7 +175,7 @@ def check_norms(case: Case) -> Checked:
         Finding(
             "warning",
             f"{len(saturated)} of {len(shares)} norms are saturated: in {worst.path} epsilon is "
-            f"{share:.0%} of the denominator (input RMS {rms:.2g}, output RMS {out:.2f} for 1)",
+            f"{share:.0%} of the denominator (input RMS {rms:.2g}, output RMS {out:.2f}, not 1)",
             "an epsilon that is not far below the mean square keeps small activations from being "
             "normalized, which restrains small initialization",
             "arXiv 2606.17945",

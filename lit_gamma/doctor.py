@@ -14,7 +14,10 @@ from lit_gamma.checks import CHECKS, Case, Finding
 from lit_gamma.errors import InputError
 from lit_gamma.neurons import neurons
 from lit_gamma.parameters import Roles
-from lit_gamma.probe import Forward, plain_forward, undisturbed, watched_norms
+from lit_gamma.probe import Forward, first_samples, plain_forward, undisturbed, watched_norms
+
+SAMPLES = 32
+"""Most samples of the batch that are run: attention is held in memory whole."""
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
@@ -56,7 +59,7 @@ def diagnose(
 
     Args:
         module: A LightningModule, or any module that computes a loss.
-        batch: A batch as the training has it.
+        batch: A batch as the training has it; at most the first 32 samples are run.
         audit: What :func:`lit_gamma.gamma_init_` returned; without it, γ is read off the weights.
         weight_decay: λ of the optimizer; not compared if None.
         forward: Runs the batch; see :func:`lit_gamma.probe.plain_forward` for the default. Its
@@ -67,7 +70,7 @@ def diagnose(
         The diagnosis.
 
     Raises:
-        InputError: The module has no weight matrix, or the batch does not run through it.
+        InputError: The module has no weight matrix, or optimizes by hand and ``forward`` is None.
     """
     matrices = list(neurons(module, roles))
     if not matrices:
@@ -77,7 +80,7 @@ def diagnose(
         watched_norms(module) as norms,
         watched_attention(module) as attention,
     ):
-        output = (forward or plain_forward)(module, batch)
+        output = (forward or plain_forward)(module, first_samples(batch, SAMPLES))
     case = Case(matrices, audit, norms, attention, _loss_of(output), weight_decay)
     facts, findings = {}, []
     for subject, check in CHECKS.items():

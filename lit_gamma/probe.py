@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import Metric
@@ -64,6 +65,22 @@ def plain_forward(module: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(*batch) if isinstance(batch, (list, tuple)) else module(batch)
+
+
+def first_samples(batch: Any, n: int) -> Any:
+    """Copies the first samples of a batch.
+
+    Args:
+        batch: A tensor, or a collection of them; those as long as the first are cut.
+        n: How many samples.
+    """
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda x: sizes.append(x.shape[0] if x.ndim else 0))
+
+    def start(x: Tensor) -> Tensor:
+        return (x[:n] if x.ndim and x.shape[0] == sizes[0] else x).clone()
+
+    return apply_to_collection(batch, Tensor, start)
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class AttentionSink(ProbeTrajectory):
     Both stand beside ``<quantity>_over_null``, relative to uniform attention over the same visible
     keys, which is where small initialization starts: 1 means uniform.
 
-    The arguments are those of :class:`ProbeTrajectory`.
+    The arguments are those of :class:`ProbeTrajectory`. A layer's attention is held in memory
+    whole, some five times samples · heads · length² floats: take fewer samples of long contexts.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {

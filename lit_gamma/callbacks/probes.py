@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lit_gamma.callbacks.base import TrajectoryCallback
@@ -20,7 +19,7 @@ from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.weights import MAX_LABELS
 from lit_gamma.errors import InputError
 from lit_gamma.parameters import layer_of
-from lit_gamma.probe import Forward, Seen, plain_forward, undisturbed
+from lit_gamma.probe import Forward, Seen, first_samples, plain_forward, undisturbed
 from lit_gamma.recorder import Index
 
 
@@ -91,7 +90,7 @@ class ProbeTrajectory(TrajectoryCallback):
         if not self._waiting:
             return
         self._waiting = False
-        kept = _first_samples(batch, self.samples) if self.batch is None else self.batch
+        kept = first_samples(batch, self.samples) if self.batch is None else self.batch
         self.batch = move_data_to_device(kept, pl_module.device)
         with torch.no_grad():
             self._first = self._probe(trainer, pl_module)
@@ -149,17 +148,6 @@ class ProbeTrajectory(TrajectoryCallback):
         ):
             self.forward(pl_module, self.batch)
         return seen
-
-
-def _first_samples(batch: Any, n: int) -> Any:
-    """A copy of the first samples of a batch, where its tensors agree on how many there are."""
-    sizes: list[int] = []
-    apply_to_collection(batch, Tensor, lambda x: sizes.append(x.shape[0] if x.ndim else 0))
-
-    def start(x: Tensor) -> Tensor:
-        return (x[:n] if x.ndim and x.shape[0] == sizes[0] else x).clone()
-
-    return apply_to_collection(batch, Tensor, start)
 
 
 def _label(path: str, layer: int | None, head: int | None) -> str:
