@@ -1,7 +1,9 @@
 """γ-initialized transformers whose developmental trajectory is recorded at every step."""
 
 from lit_gamma.audit import Audit
+from lit_gamma.doctor import diagnose
 from lit_gamma.errors import InputError
+from lit_gamma.gate import gate_attention_
 from lit_gamma.init import gamma_init_
 from lit_gamma.language_model import LanguageModel
 from lit_gamma.neurons import NeuronMatrix, neurons
@@ -18,6 +20,8 @@ __all__ = [
     "OptimizerConfig",
     "Transformer",
     "TransformerConfig",
+    "diagnose",
     "gamma_init_",
+    "gate_attention_",
     "neurons",
 ]

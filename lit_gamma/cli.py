@@ -20,8 +20,26 @@ import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
 from lit_gamma.callbacks import Progress, RunSummary
 from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
+from lit_gamma.doctor import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.language_model import LanguageModel
+
+
+class DoctorTrainer(Trainer):
+    """Lightning's Trainer, which can also examine instead of train."""
+
+    def doctor(self, model: LanguageModel, datamodule: LightningDataModule) -> None:
+        """Examine a config before training; exits with 2 if there is a warning."""
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        diagnosis = diagnose(
+            model,
+            next(iter(datamodule.train_dataloader())),
+            model.init_audit,
+            model.optimizer_config.weight_decay,
+        )
+        print(diagnosis)
+        sys.exit(diagnosis.exit_code)
 
 
 class LitGammaCLI(LightningCLI):
@@ -39,7 +57,8 @@ class LitGammaCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's subcommands, less ``predict``."""
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate", "test")}
+        chosen = {name: known[name] for name in ("fit", "validate", "test")}
+        return {**chosen, "doctor": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data decides the model's vocabulary and context length."""
@@ -134,6 +153,7 @@ def main() -> None:
         LitGammaCLI(
             LanguageModel,
             LightningDataModule,
+            trainer_class=DoctorTrainer,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=1,

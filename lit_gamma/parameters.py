@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,8 +55,7 @@ class Parameter:
     @property
     def layer(self) -> int | None:
         """Index of its block: the first number in the path that something follows."""
-        numbers = [name for name in self.path.split(".")[:-1] if name.isdigit()]
-        return int(numbers[0]) if numbers else None
+        return layer_of(self.path)
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -112,6 +111,17 @@ class Parameter:
         return None
 
 
+def plain_path(names: Iterable[str]) -> str:
+    """A path from the names on the way, without those of wrappers (compile, FSDP, PEFT)."""
+    return ".".join(name for name in names if name not in _WRAPPERS)
+
+
+def layer_of(path: str) -> int | None:
+    """Index of the block that a path leads into: its first number that something follows."""
+    numbers = [name for name in path.split(".")[:-1] if name.isdigit()]
+    return int(numbers[0]) if numbers else None
+
+
 def parameters(module: nn.Module, roles: Roles | None = None) -> list[Parameter]:
     """Lists every parameter of a module once, in the order of ``module.named_parameters()``.
 
@@ -138,8 +148,7 @@ def parameters(module: nn.Module, roles: Roles | None = None) -> list[Parameter]
             continue
         chain = tuple(modules[".".join(names[:i])] for i in range(len(names) + 1))
         for leaf, tensor, parametrization in tensors_of(chain[-1]):
-            plain = [name for name in (*names, leaf) if name not in _WRAPPERS]
-            path = ".".join(plain).removesuffix(".weight")
+            path = plain_path((*names, leaf)).removesuffix(".weight")
             fitting = [p for p in given if fnmatch.fnmatchcase(path, p)]
             used.update(fitting)
             own = given[fitting[-1]] if fitting else ()

@@ -163,7 +163,7 @@ class Recorder:
         fields += [pa.field(name, column.type) for name, column in self._index.items()]
         for name in quantities:
             meaning = self._meanings.get(name, "")
-            if name.endswith("_over_null"):
+            if name.endswith("_over_null") and not meaning:
                 meaning = "the quantity / its expectation for a Gaussian matrix of this shape"
             fields.append(pa.field(name, pa.float32(), metadata={"meaning": meaning}))
         return pa.schema(fields, metadata={"lit_gamma": json.dumps(self._metadata, default=str)})

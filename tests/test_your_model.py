@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -26,7 +26,7 @@ def write(folder, name: str) -> str:
 
 
 def test_the_yaml_means_what_it_says_in_anyone_s_command_line(folder):
-    (text,) = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
+    text = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)[0]
     (folder / "config.yaml").write_text(text)
     cli = LightningCLI(BoringModel, run=False, args=["--config=config.yaml"])
     init, condensation = cli.trainer.callbacks[:2]
@@ -57,6 +57,29 @@ def test_the_lightning_script_starts_from_the_rule_and_records(folder, capsys):
     means = queries["mean_squared_cosine_over_null"].mean()
     assert set(range(11)) | {13, 16, 20, 25} <= set(means.index)
     assert str(means) in capsys.readouterr().out
+
+
+def test_the_documented_probes_run_from_the_command_line(workspace, command_line):
+    text = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)[1]
+    (workspace / "probes.yaml").write_text(text)
+    command_line("fit", *TINY, "--config=probes.yaml", "--trainer.max_steps=2")
+    tables = trajectory.load("runs/anchor/version_0")
+    assert list(tables["norm_saturation"]["module"].unique()) == [
+        *(f"transformer.blocks.{i}.{part}_norm" for i in range(2) for part in ("attention", "mlp")),
+        "transformer.norm",
+    ]
+    start = tables["attention_sink"].query("step == 0")
+    assert len(start) == 2
+    assert start["entropy_over_null"].between(0.99, 1.0001).all()
+
+
+def test_the_doctor_s_script_finds_the_epsilon(folder, capsys):
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    exec(write(folder, "examine.py"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert printed.count("warning: ") == 1
+    assert "norms are saturated" in printed
 
 
 def test_the_bare_loop_and_the_hugging_face_callback_record_the_ranks(folder, capsys):

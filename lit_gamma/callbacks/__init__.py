@@ -1,11 +1,14 @@
 """Callbacks that record the developmental trajectory, and what is needed to write one."""
 
+from lit_gamma.callbacks.attention_sink import AttentionSink
 from lit_gamma.callbacks.base import TrajectoryCallback
 from lit_gamma.callbacks.batches import BatchTrajectory
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
+from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
+from lit_gamma.callbacks.probes import ProbeTrajectory
 from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
@@ -14,11 +17,14 @@ from lit_gamma.callbacks.weight_norms import WeightNorms
 from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
 
 __all__ = [
+    "AttentionSink",
     "BatchTrajectory",
     "Condensation",
     "EffectiveRank",
     "GammaInit",
+    "NormSaturation",
     "Overhead",
+    "ProbeTrajectory",
     "Progress",
     "RunSummary",
     "Schedule",

@@ -3,9 +3,16 @@
 The functions are pure and batched: they take tensors of shape (..., n, d) whose rows are neurons,
 or the cosine matrix or singular values that several metrics of one layer share, and return one
 value per matrix on the same device. The nulls are what they read on random Gaussian weights, and
-the classes accumulate them the torchmetrics way.
+the classes accumulate them the torchmetrics way. Besides, two of activations: the share of ε in a
+norm, and where attention goes.
 """
 
+from lit_gamma.metrics.attention import (
+    attention_entropy,
+    attention_weights,
+    first_token_mass,
+    uniform_attention,
+)
 from lit_gamma.metrics.condensation import (
     aligned_fraction,
     cosine_matrix,
@@ -49,6 +56,7 @@ from lit_gamma.metrics.rank import (
     smaller_gram,
     stable_rank,
 )
+from lit_gamma.metrics.saturation import epsilon_share
 from lit_gamma.metrics.subspace import (
     gram_product,
     leading_block,
@@ -67,8 +75,12 @@ __all__ = [
     "StableRank",
     "UpdateRatio",
     "aligned_fraction",
+    "attention_entropy",
+    "attention_weights",
     "cosine_matrix",
     "effective_rank",
+    "epsilon_share",
+    "first_token_mass",
     "frobenius_norm",
     "gram_product",
     "implied_gamma",
@@ -95,5 +107,6 @@ __all__ = [
     "spectral_norm",
     "spectral_norm_bounds",
     "stable_rank",
+    "uniform_attention",
     "update_ratio",
 ]

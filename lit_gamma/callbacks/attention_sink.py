@@ -1,0 +1,61 @@
+"""Attention sink: how much attention ends on the first token?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from lightning import LightningModule
+
+from lit_gamma.attention import watched_attention
+from lit_gamma.callbacks.probes import ProbeTrajectory
+from lit_gamma.probe import Seen
+
+
+class AttentionSink(ProbeTrajectory):
+    """Records where every head attends, on a fixed probe batch.
+
+    Heads that have nothing to say park their attention on the first token, the attention sink;
+    small initialization is said to intensify it (arXiv 2606.17945), and gated attention to remove
+    it (arXiv 2505.06708). Attention through PyTorch's SDPA and eager attention are seen, others are
+    not: build Hugging Face models with ``attn_implementation="sdpa"``.
+
+    Logged, as ``attention_sink/<quantity>/<head>``:
+
+    ================ ============================================================= ==============
+    quantity         meaning                                                       range
+    ================ ============================================================= ==============
+    first_token_mass attention on the first token, mean of all queries but the 1st 0 .. 1
+    entropy          entropy of attention, nats, mean of all queries but the 1st   0 .. ln(length)
+    ================ ============================================================= ==============
+
+    Both stand beside ``<quantity>_over_null``, relative to uniform attention over the same visible
+    keys, which is where small initialization starts: 1 means uniform.
+
+    The arguments are those of :class:`ProbeTrajectory`. A layer's attention is held in memory
+    whole, some five times samples · heads · length² floats: take fewer samples of long contexts.
+    """
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "first_token_mass": "attention on the first token, mean of the later queries; 0..1",
+        "entropy": "entropy of attention, mean of the queries but the first; nats",
+        "first_token_mass_over_null": "the quantity / its value for uniform attention",
+        "entropy_over_null": "the quantity / its value for uniform attention",
+    }
+    uniform: ClassVar[Mapping[str, str]] = {
+        "first_token_mass": "uniform_mass",
+        "entropy": "uniform_entropy",
+    }
+
+    def watch(self, pl_module: LightningModule) -> AbstractContextManager[list[Seen]]:
+        """See :class:`ProbeTrajectory`."""
+        return watched_attention(pl_module)
+
+    def nothing_seen(self, pl_module: LightningModule) -> str:
+        """See :class:`ProbeTrajectory`."""
+        return (
+            f"sees no attention in the forward of {type(pl_module).__name__}; it sees "
+            "scaled_dot_product_attention and eager attention: a Hugging Face model can be built "
+            'with attn_implementation="sdpa"'
+        )

@@ -1,0 +1,50 @@
+"""Norm saturation: do the norms still normalize, or is their denominator ε?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from lightning import LightningModule
+
+from lit_gamma.callbacks.probes import ProbeTrajectory
+from lit_gamma.probe import Seen, watched_norms
+
+
+class NormSaturation(ProbeTrajectory):
+    """Records how much of each norm's denominator is ε, on a fixed probe batch.
+
+    Small weights make small activations; once their mean square is not far above ε, a norm only
+    multiplies by a constant, which restrains small initialization (arXiv 2606.17945). The remedy is
+    a smaller ε: 1e-12 in place of 1e-5.
+
+    Logged, as ``norm_saturation/<quantity>/<norm>``, for every RMSNorm and LayerNorm:
+
+    ============== ===================================================================== ======
+    quantity       meaning                                                               range
+    ============== ===================================================================== ======
+    epsilon_share  ε / (mean(x²) + ε), with the variance for LayerNorm; mean of vectors  0 .. 1
+    normalized_rms RMS of what comes out before the scale: 1 if ε does not matter        0 .. 1
+    input_rms      RMS of what comes in                                                  0 .. ∞
+    ============== ===================================================================== ======
+
+    The arguments are those of :class:`ProbeTrajectory`.
+    """
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "epsilon_share": "share of the norm's denominator that is its epsilon; 0..1",
+        "normalized_rms": "RMS of the normalized vectors before the scale; 0..1",
+        "input_rms": "RMS of the norm's input; >= 0",
+    }
+
+    def watch(self, pl_module: LightningModule) -> AbstractContextManager[list[Seen]]:
+        """See :class:`ProbeTrajectory`."""
+        return watched_norms(pl_module)
+
+    def nothing_seen(self, pl_module: LightningModule) -> str:
+        """See :class:`ProbeTrajectory`."""
+        return (
+            f"finds no norm in the forward of {type(pl_module).__name__}: an RMSNorm, LayerNorm, "
+            "or a class with Norm in its name and an eps; leave the callback out"
+        )

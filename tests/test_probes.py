@@ -1,0 +1,271 @@
+"""Norms and attention on a probe batch: the values, and that training does not notice."""
+
+from __future__ import annotations
+
+import lightning
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import fit, tiny_module
+from families import FAMILIES, HEADS, batch_of, token_loss
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torchmetrics import MeanMetric
+
+from lit_gamma import InputError, Transformer, gamma_init_, metrics, trajectory
+from lit_gamma.attention import watched_attention
+from lit_gamma.callbacks import AttentionSink, NormSaturation, Schedule
+from lit_gamma.norms import norms
+from lit_gamma.probe import undisturbed, watched_norms
+
+EVERY = Schedule(every=1)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "gamma", "eps", "expected"),
+    [(768, 1, 1e-5, 0.38), (768, 1, 1e-6, 0.79), (4096, 0.8, 1e-5, 0.38), (768, 0.5, 1e-5, 1)],
+)
+def test_the_first_norm_saturates_as_computed_by_hand(d_model, gamma, eps, expected):
+    model = nn.Sequential(nn.Embedding(200, d_model), nn.RMSNorm(d_model, eps))
+    gamma_init_(model, gamma, generator=torch.Generator().manual_seed(0))
+    with undisturbed(model), watched_norms(model) as seen:
+        out = model(torch.arange(200)[None])
+    assert [norm.path for norm in seen] == ["1"]
+    assert round(seen[0].values["normalized_rms"].item(), 2) == expected
+    assert seen[0].values["normalized_rms"].item() == pytest.approx(out.square().mean().sqrt())
+    share = 1 / (1 + d_model ** (-2 * gamma) / eps)
+    assert seen[0].values["epsilon_share"].item() == pytest.approx(share, rel=0.01)
+
+
+def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
+    """Attention weights of every layer, (batch, heads, length, length), in float64 NumPy."""
+    w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+    n, length = ids.shape
+    heads, half = model.config.n_heads, model.config.d_head // 2
+    angle = np.arange(length)[:, None] * 10000.0 ** (-np.arange(half) / half)
+
+    def norm(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.config.norm_eps)
+
+    def split(x):
+        return x.reshape(n, length, heads, -1).transpose(0, 2, 1, 3)
+
+    def turn(x):
+        a, b = x[..., :half], x[..., half:]
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def gelu(x):
+        return torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
+
+    x, found = w["embedding.weight"][ids], []
+    for i in range(model.config.n_layers):
+        b = {k.removeprefix(f"blocks.{i}."): v for k, v in w.items() if f"blocks.{i}." in k}
+        y = norm(x) * b["attention_norm.weight"]
+        q, k, v = (split(y @ b[f"attention.{p}.weight"].T) for p in ("query", "key", "value"))
+        logits = turn(q) @ turn(k).swapaxes(-1, -2) / np.sqrt(2 * half)
+        logits[..., ~np.tri(length, dtype=bool)] = -np.inf
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        found.append(weights / weights.sum(-1, keepdims=True))
+        o = (found[-1] @ v).transpose(0, 2, 1, 3).reshape(n, length, -1)
+        x = x + o @ b["attention.out.weight"].T
+        y = norm(x) * b["mlp_norm.weight"]
+        x = x + gelu(y @ b["mlp.up.weight"].T) @ b["mlp.down.weight"].T
+    return found
+
+
+def expected_sink(weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Means over batch and queries, but the first, per head."""
+    later, length = weights[:, :, 1:], weights.shape[-1]
+    entropy = -np.where(later > 0, later * np.log(np.where(later > 0, later, 1)), 0).sum(-1)
+    visible = np.arange(2, length + 1)
+    mass, entropy = later[..., 0].mean((0, 2)), entropy.mean((0, 2))
+    return {
+        "first_token_mass": mass,
+        "entropy": entropy,
+        "first_token_mass_over_null": mass / (1 / visible).mean(),
+        "entropy_over_null": entropy / np.log(visible).mean(),
+    }
+
+
+class Weights(lightning.Callback):
+    """The weights and the first samples of every step."""
+
+    def __init__(self):
+        self.states, self.batches = {}, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        state = pl_module.transformer.state_dict()
+        self.states[trainer.global_step] = {name: p.clone() for name, p in state.items()}
+        self.batches[trainer.global_step] = batch["input_ids"][:8]
+
+
+def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_path):
+    kept = Weights()
+    module = tiny_module(0.5, n_heads=2, gate="none", norm_eps=1e-3)
+    callbacks = NormSaturation(Schedule(every=4)), AttentionSink(Schedule(every=4)), kept
+    trainer = fit(tmp_path, *callbacks, module=module, max_steps=9)
+    tables = trajectory.load(trainer.log_dir)
+    for table in (tables["attention_sink"], tables["norm_saturation"]):
+        assert sorted(set(table["step"])) == [0, 4, 8]
+    for step in (0, 8):
+        model = Transformer(module.transformer.config)
+        model.load_state_dict(kept.states[step])
+        ids = kept.batches[0].numpy()  # the probe batch stays the first one
+        rows = tables["attention_sink"].query(f"step == {step}")
+        assert list(zip(rows["layer"], rows["head"], strict=True)) == [
+            (0, 0), (0, 1), (1, 0), (1, 1)
+        ]  # fmt: skip
+        for layer, weights in enumerate(explicit_attention(model, ids)):
+            for name, values in expected_sink(weights).items():
+                found = rows[rows["layer"] == layer][name]
+                np.testing.assert_allclose(found, values, rtol=1e-4)
+        first = tables["norm_saturation"].query(f"step == {step}").iloc[0]
+        x = kept.states[step]["embedding.weight"].double().numpy()[ids]
+        share = 1e-3 / ((x**2).mean(-1) + 1e-3)
+        assert first["module"] == "transformer.blocks.0.attention_norm"
+        assert first["epsilon_share"] == pytest.approx(share.mean(), rel=1e-5)
+        assert first["normalized_rms"] == pytest.approx(np.sqrt((1 - share).mean()), rel=1e-5)
+        assert first["input_rms"] == pytest.approx(np.sqrt((x**2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_s_norms_and_heads_are_seen(name):
+    if name not in ("MLP", "nn.TransformerEncoder"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model, task = FAMILIES[name].build(), FAMILIES[name].task
+    gamma_init_(model, 0.8)
+    outputs = {}
+    for norm in norms(model):
+        norm.layer.register_forward_hook(lambda m, args, out, p=norm.path: outputs.update({p: out}))
+    batch = batch_of(task, torch.Generator().manual_seed(1))
+    with undisturbed(model), watched_norms(model) as saturated, watched_attention(model) as heads:
+        token_loss(model, task, batch)
+    for norm in saturated:  # neutral after gamma_init_, so that this is what comes out
+        rms = outputs[norm.path].square().mean().sqrt()
+        assert norm.values["normalized_rms"].item() == pytest.approx(rms.item(), rel=1e-4)
+    assert len(saturated) == len(outputs) >= (0 if name == "MLP" else 4)
+    assert [len(seen.values["entropy"]) for seen in heads] == ([] if name == "MLP" else 2 * [HEADS])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_llama_s_grouped_heads_attend_as_it_says_itself(implementation):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    gamma_init_(model, 0.2, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(40, (3, 12), generator=torch.Generator().manual_seed(1))
+    explicit = model.eval()(ids, output_attentions=True).attentions
+    model.set_attn_implementation(implementation)
+    with undisturbed(model), watched_attention(model) as seen:
+        model(input_ids=ids)
+    assert [each.path for each in seen] == [f"model.layers.{i}.self_attn" for i in range(2)]
+    for each, weights in zip(seen, explicit, strict=True):
+        expected = expected_sink(weights.detach().double().numpy())
+        mass, entropy = each.values["first_token_mass"], each.values["entropy"]
+        np.testing.assert_allclose(mass, expected["first_token_mass"], rtol=1e-4)
+        np.testing.assert_allclose(entropy, expected["entropy"], rtol=1e-4)
+        assert expected["entropy_over_null"].max() < 0.99  # far enough from uniform to tell
+
+
+def test_attention_weights_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, bias = (torch.randn(s, generator=generator) for s in (
+        (2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 6), (2, 1, 5, 6)))  # fmt: skip
+    cases = [{}, {"is_causal": True}, {"attn_mask": bias}, {"attn_mask": bias > -1, "scale": 0.7}]
+    for options in cases:
+        weights = metrics.attention_weights(q, k, enable_gqa=True, **options)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+        torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out)
+
+
+class Noisy(lightning.LightningModule):
+    """All that a careless probe would disturb: randomness, buffers, metrics, logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(110, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.3, batch_first=True)
+        self.encoder = torch.compile(nn.TransformerEncoder(layer, 1), backend="eager")
+        self.batch_norm = nn.BatchNorm1d(9)
+        self.frozen = nn.Dropout(0.5).eval()
+        self.head = nn.Linear(16, 110)
+        self.mean = MeanMetric()
+        self.register_buffer("calls", torch.zeros(()))
+        self.modes = []
+
+    def training_step(self, batch, batch_idx):
+        x = self.frozen(self.batch_norm(self.encoder(self.embedding(batch["input_ids"]))))
+        x = x + 0.1 * torch.randn_like(x) * np.random.rand()
+        self.calls += 1
+        labels = batch["labels"][:, -1]
+        loss = nn.functional.cross_entropy(self.head(x)[:, -1], labels)
+        self.mean.update(loss.detach())
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        self.modes.append((self.training, self.frozen.training))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def test_training_does_not_notice_the_probe(tmp_path):
+    probes = NormSaturation(EVERY), AttentionSink(EVERY)
+    ends = []
+    for callbacks in ((), probes):
+        lightning.seed_everything(3)
+        module = Noisy()
+        trainer = fit(tmp_path, *callbacks, module=module, max_steps=5, limit_train_batches=5)
+        logged = trainer.callback_metrics["loss"]
+        ends.append([*module.state_dict().values(), logged, module.mean.compute(), torch.rand(3)])
+    assert module.modes.count((True, False)) == 5
+    assert module.modes.count((False, False)) == 14  # W_0 .. W_5, and once to see what there is
+    for without, with_ in zip(*ends, strict=True):
+        assert torch.equal(without, with_)
+    heads = trajectory.load(trainer.log_dir)["attention_sink"].query("step == 5")
+    assert len(heads) == 2  # of a compiled module
+    assert torch.nn.functional.scaled_dot_product_attention.__module__ != "lit_gamma.attention"
+
+
+def test_a_resumed_record_is_that_of_an_uninterrupted_run(tmp_path):
+    def callbacks():
+        saving = ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)
+        return NormSaturation(EVERY), AttentionSink(EVERY, samples=3), saving
+
+    whole = fit(tmp_path, *callbacks(), max_steps=6, enable_checkpointing=True)
+    (half,) = (p for p in (tmp_path / "version_0").rglob("*.ckpt") if "step=3" in p.name)
+    resumed = fit(tmp_path, *callbacks(), max_steps=6, ckpt_path=half, enable_checkpointing=True)
+    expected = trajectory.load(whole.log_dir)
+    for name, table in trajectory.load(resumed.log_dir).items():
+        pandas.testing.assert_frame_equal(table, expected[name], check_exact=True)
+
+
+def test_what_cannot_be_probed_is_said(tmp_path):
+    class ByHand(Noisy):
+        automatic_optimization = False
+
+    with pytest.raises(InputError, match=r"ByHand optimizes by hand.*give forward="):
+        fit(tmp_path, NormSaturation(), module=ByHand(), max_steps=1)
+    module = tiny_module()
+    module.training_step = lambda batch, i: {"loss": module.transformer.embedding.weight.sum()}
+    with pytest.raises(InputError, match=r"AttentionSink sees no attention in .*LanguageModel"):
+        fit(tmp_path, AttentionSink(), module=module, max_steps=1)
+    with pytest.raises(InputError, match="samples must be at least 1, got 0"):
+        NormSaturation(samples=0)
+
+
+def test_the_user_s_function_runs_the_probe_batch(tmp_path):
+    ran = []
+
+    def forward(module, batch):
+        ran.append(batch["input_ids"].shape)
+        module(batch["input_ids"])
+
+    trainer = fit(tmp_path, NormSaturation(samples=2, forward=forward), max_steps=1)
+    assert set(ran) == {(2, 9)}
+    assert len(trajectory.load(trainer.log_dir)["norm_saturation"]) == 2 * 5
