@@ -43,6 +43,12 @@ def current_matrices(pl_module: LightningModule) -> list[NeuronMatrix]:
     return matrices
 
 
+def stay_current(pl_module: LightningModule, matrices: Sequence[NeuronMatrix]) -> bool:
+    """Whether matrices are views that :func:`current_matrices` returns again while they last."""
+    known = _VIEWS.get(pl_module)
+    return known is not None and known.matrices is matrices
+
+
 def forget_matrices(pl_module: LightningModule) -> None:
     """Looks the matrices up anew next time, as the module may have changed."""
     _VIEWS.pop(pl_module, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,9 @@ from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from lit_gamma.callbacks.matrices import current_matrices
+from lit_gamma.callbacks.matrices import current_matrices, stay_current
 from lit_gamma.callbacks.side_stream import lend
+from lit_gamma.neurons import NeuronMatrix
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,19 @@ class Rows:
         positions: Where the matrices stand in the order of :func:`lit_gamma.neurons.neurons`.
         n_neurons: Rows of each whole matrix.
         runs: Matrices of one shape, which are stacked without a copy.
-        values: A float32 copy of the rows this rank holds, shape (rows, d_in); there may be none.
+        held: The rows of each matrix that this rank holds, shape (rows, d_in); there may be none.
         ranks: The processes that hold the other rows; None if this one holds all.
     """
 
-    positions: list[int]
-    n_neurons: list[int]
+    positions: tuple[int, ...]
+    n_neurons: tuple[int, ...]
     runs: list[Run]
-    values: Tensor
+    held: tuple[Tensor, ...]
     ranks: ProcessGroup | None
+
+    def copy(self) -> Tensor:
+        """Copies the rows held here, float32, shape (rows, d_in)."""
+        return lend(torch.cat(self.held).float())
 
     def stacked(self, values: Tensor, run: Run) -> Tensor:
         """Views values of shape (rows, ...) as (matrices of the run, rows of each, ...)."""
@@ -70,8 +76,13 @@ class Rows:
         )
 
 
+_ROWS: WeakKeyDictionary[LightningModule, tuple[list[NeuronMatrix], list[Rows]]] = (
+    WeakKeyDictionary()
+)
+
+
 def rows_of(pl_module: LightningModule) -> list[Rows]:
-    """Copies the rows of all weight matrices that this rank holds.
+    """Finds the rows of all weight matrices that this rank holds.
 
     Of parameters sharded by rows (FSDP2, also unevenly) these are the rank's own rows; any other
     kind of sharding is gathered, one matrix at a time.
@@ -82,21 +93,28 @@ def rows_of(pl_module: LightningModule) -> list[Rows]:
     Returns:
         One :class:`Rows` per d_in, device and set of ranks, the same ones on every rank.
     """
-    for module in pl_module.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # An evaluation leaves the outermost weights gathered.
+    matrices, rows = _ROWS.get(pl_module, ([], []))
+    if not matrices or current_matrices(pl_module) is not matrices:
+        for module in pl_module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # An evaluation leaves the outermost weights gathered.
+        matrices = current_matrices(pl_module)
+        rows = list(_grouped(matrices))
+        if stay_current(pl_module, matrices):
+            _ROWS[pl_module] = matrices, rows
+    return rows
+
+
+def _grouped(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
     alike: dict[tuple[int, torch.device, ProcessGroup | None], list[tuple[int, int, Tensor]]] = {}
-    for i, matrix in enumerate(current_matrices(pl_module)):
+    for i, matrix in enumerate(matrices):
         held, ranks = _held(matrix.weight)
         key = (matrix.weight.shape[1], held.device, ranks)
         alike.setdefault(key, []).append((i, matrix.weight.shape[0], held))
-    rows = []
     for (_, _, ranks), members in alike.items():
         members.sort(key=lambda member: member[1])  # Stable: shapes become neighbours.
-        positions, n_neurons, held_rows = (list(column) for column in zip(*members, strict=True))
-        copy = lend(torch.cat(held_rows).float())
-        rows.append(Rows(positions, n_neurons, _runs(n_neurons, held_rows), copy, ranks))
-    return rows
+        positions, n_neurons, held_rows = zip(*members, strict=True)
+        yield Rows(positions, n_neurons, _runs(n_neurons, held_rows), held_rows, ranks)
 
 
 def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:

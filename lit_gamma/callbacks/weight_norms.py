@@ -70,59 +70,71 @@ class WeightNorms(WeightTrajectory):
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
         super().__init__(schedule, overhead, matrices_per_step=0)
-        self._blocks: dict[int, Tensor] = {}
-        self._previous: dict[int, tuple[Tensor, Tensor]] = {}
+        self._loaded: dict[int, Tensor] = {}
+        self._blocks: dict[tuple[int, ...], Tensor] = {}
+        self._previous: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the record; after a resume the checkpoint's weights are the ones before."""
-        if trainer.global_step == 0 or not self._blocks:
+        known = self._loaded if trainer.global_step > 0 else {}
+        if not known:
             for group in weight_groups(trainer, pl_module):
                 blocks = metrics.leading_block(group.weight, BLOCK_SIZE)
-                self._blocks.update(zip(group.positions, blocks, strict=True))
-        self._blocks = {i: block.to(pl_module.device) for i, block in self._blocks.items()}
-        self._previous = {}
-        if self._last_step == trainer.global_step > 0:
-            for rows in rows_of(pl_module):
-                self._sums(rows, torch.stack([self._blocks[i] for i in rows.positions]))
+                known.update(zip(group.positions, blocks, strict=True))
+        self._blocks, self._previous = {}, {}
+        for rows in rows_of(pl_module):
+            blocks = torch.stack([known[i] for i in rows.positions])
+            self._blocks[rows.positions] = blocks.to(pl_module.device)
+            if self._last_step == trainer.global_step > 0:
+                self._sums(rows, rows.copy())
         super().on_train_start(trainer, pl_module)
 
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records all matrices of the current weights."""
         groups = rows_of(pl_module)
+        copies = [rows.copy() for rows in groups]
         with side_stream(pl_module.device):
-            blocks = [torch.stack([self._blocks[i] for i in g.positions]) for g in groups]
-            sums = [self._sums(group, block) for group, block in zip(groups, blocks, strict=True)]
+            sums = [self._sums(rows, copy) for rows, copy in zip(groups, copies, strict=True)]
             add_over_ranks(
                 [part for parts in sums for part in parts.values()],
-                [group.ranks for group, parts in zip(groups, sums, strict=True) for _ in parts],
+                [rows.ranks for rows, parts in zip(groups, sums, strict=True) for _ in parts],
             )
-            spectra = []
-            for group, block, parts in zip(groups, blocks, sums, strict=True):
-                product = parts.pop("product").mT
-                following = metrics.next_block(product[..., :-1])
-                self._blocks.update(zip(group.positions, following.unbind(), strict=True))
-                spectra.append((block, product))
-            positions = [i for group in groups for i in group.positions]
-            values = _quantities(groups, sums, spectra)
-            self.record(trainer.global_step, values, positions)
+            for rows, parts in zip(groups, sums, strict=True):
+                measured = self._measured(rows, **parts)
+                self.record(trainer.global_step, measured, rows.positions)
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: solves the small eigenproblems."""
-        values = dict(measured)
-        bounds = metrics.spectral_norm_bounds(values.pop("ritz"), values.pop("residual"))
-        return {**values, "spectral_norm": bounds[0], "spectral_norm_error": bounds[1]}
+        """See :class:`TrajectoryCallback`: quantities from sums, and the small eigenproblems."""
+        squares, change, before, present = measured["totals"].unbind(1)
+        n_entries, log_d = measured["shape"].unbind(1)
+        rms = (squares / n_entries).sqrt()
+        bounds = metrics.spectral_norm_bounds(measured["ritz"], measured["residual"])
+        return {
+            "frobenius_norm": squares.sqrt(),
+            "rms": rms,
+            "max_row_norm": measured["largest"],
+            "implied_gamma": -rms.log() / log_d,
+            "mean_cosine": (measured["directions"] - present) / (present * (present - 1)),
+            "update_ratio": (change / before).sqrt(),
+            "spectral_norm": bounds[0],
+            "spectral_norm_error": bounds[1],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning hook: the record, and the blocks of the power iteration."""
-        blocks = {position: block.cpu() for position, block in self._blocks.items()}
+        blocks = {
+            position: block
+            for positions, stacked in self._blocks.items()
+            for position, block in zip(positions, stacked.cpu(), strict=True)
+        }
         return {**super().state_dict(), "blocks": blocks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning hook: see :meth:`state_dict`."""
         super().load_state_dict(state_dict)
-        self._blocks = state_dict["blocks"]
+        self._loaded = state_dict["blocks"]
 
-    def _sums(self, group: Rows, block: Tensor) -> dict[str, Tensor]:
+    def _sums(self, rows: Rows, values: Tensor) -> dict[str, Tensor]:
         """What adds up over rows, for the m matrices of a group; keeps them as the previous ones.
 
         Returns:
@@ -130,59 +142,51 @@ class WeightNorms(WeightTrajectory):
             rows, (m, 4); ``largest`` row norm, a slot per rank; ``product``: (WᵀWV)ᵀ and below it
             the sum of the rows' directions, (m, b + 1, d_in).
         """
-        norms = torch.linalg.vector_norm(group.values, dim=1)
+        norms = torch.linalg.vector_norm(values, dim=1)
         present = norms > 0
-        previous = self._previous.get(group.positions[0])
+        previous = self._previous.get(rows.positions)
         change = torch.full_like(norms, torch.nan)
         if previous is not None:
-            change = torch.linalg.vector_norm(previous[0].sub_(group.values), dim=1)
+            change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
         before = change if previous is None else previous[1]
-        per_row = (norms.square(), change.square(), before.square(), present)
-        self._previous[group.positions[0]] = group.values, norms
+        self._previous[rows.positions] = values, norms
+        squared = torch.stack((norms, change, before), dim=1).square()
+        per_row = torch.cat((squared, present.unsqueeze(1)), dim=1)
         inverse = torch.where(present, 1 / norms, 0)
         products = []
-        for run in group.runs:
-            weight = group.stacked(group.values, run)
-            directions = group.stacked(inverse, run).unsqueeze(2)
-            to_neurons = torch.cat((weight @ block[run.matrices], directions), dim=2)
+        for run in rows.runs:
+            weight = rows.stacked(values, run)
+            directions = rows.stacked(inverse, run).unsqueeze(2)
+            block = self._blocks[rows.positions][run.matrices]
+            to_neurons = torch.cat((weight @ block, directions), dim=2)
             products.append(to_neurons.mT @ weight)
         return {
-            "totals": group.sums(torch.stack(per_row, dim=1)),
-            "largest": in_own_slot(group.maxima(norms), group.ranks),
+            "totals": rows.sums(per_row),
+            "largest": in_own_slot(rows.maxima(norms), rows.ranks),
             "product": torch.cat(products),
         }
 
-
-def _quantities(
-    groups: Sequence[Rows],
-    sums: Sequence[Mapping[str, Tensor]],
-    spectra: Sequence[tuple[Tensor, Tensor]],
-) -> dict[str, Tensor]:
-    """All quantities of all matrices, in the order of the groups; see :class:`WeightNorms`."""
-    squares, change, before, present = torch.cat([s["totals"] for s in sums]).unbind(1)
-    shapes = tuple((n, group.values.shape[1]) for group in groups for n in group.n_neurons)
-    n_entries, log_d = _constants(shapes, squares.device)
-    rms = (squares / n_entries).sqrt()
-    directions = torch.cat([product[..., -1].square().sum(-1) for _, product in spectra])
-    ritz = [metrics.ritz_matrix(block, product[..., :-1]) for block, product in spectra]
-    size = max(matrix.shape[-1] for matrix, _ in ritz)  # Zeros below do not change the largest.
-    padded = [F.pad(m, (0, size - m.shape[-1], 0, size - m.shape[-1])) for m, _ in ritz]
-    return {
-        "frobenius_norm": squares.sqrt(),
-        "rms": rms,
-        "max_row_norm": torch.cat([s["largest"].amax(1) for s in sums]),
-        "implied_gamma": -rms.log() / log_d,
-        "mean_cosine": (directions - present) / (present * (present - 1)),
-        "update_ratio": (change / before).sqrt(),
-        "ritz": torch.cat(padded),
-        "residual": torch.cat([residual for _, residual in ritz]),
-    }
+    def _measured(
+        self, rows: Rows, totals: Tensor, largest: Tensor, product: Tensor
+    ) -> dict[str, Tensor]:
+        """What :meth:`settle` takes, from the sums over all rows; the blocks go a step on."""
+        block, product = self._blocks[rows.positions], product.mT
+        ritz, residual = metrics.ritz_matrix(block, product[..., :-1])
+        # Laid out as after a resume: the layout decides in which order a product is summed.
+        self._blocks[rows.positions] = metrics.next_block(product[..., :-1]).contiguous()
+        missing = BLOCK_SIZE - block.shape[2]  # Zeros do not change the largest Ritz value.
+        return {
+            "shape": _shape(rows.n_neurons, block.shape[1], block.device),
+            "totals": totals,
+            "largest": largest.amax(1),
+            "directions": product[..., -1].square().sum(-1),
+            "ritz": F.pad(ritz, (0, missing, 0, missing)) if missing else ritz,
+            "residual": residual,
+        }
 
 
 @cache
-def _constants(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Number of entries and ln(d_in) of each matrix, copied to the device once."""
-    logs = [math.log(d) if d > 1 else math.nan for _, d in shapes]
-    return torch.tensor([float(n * d) for n, d in shapes], device=device), torch.tensor(
-        logs, device=device
-    )
+def _shape(n_neurons: tuple[int, ...], d_in: int, device: torch.device) -> Tensor:
+    """Number of entries and ln(d_in) of each matrix, (m, 2), copied to the device once."""
+    log = math.log(d_in) if d_in > 1 else math.nan
+    return torch.tensor([[float(n * d_in), log] for n in n_neurons], device=device)
