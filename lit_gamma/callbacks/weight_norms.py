@@ -65,7 +65,6 @@ class WeightNorms(WeightTrajectory):
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "implied γ": ["implied_gamma"],
         "update ratio": ["update_ratio"],
-        "spectral norm": ["spectral_norm"],
     }
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
