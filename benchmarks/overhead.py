@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
@@ -118,9 +119,17 @@ def module(row: Row) -> LanguageModel:
     return LanguageModel(row.transformer, 0.8, optimizer=optimizer, compile=GPU)
 
 
-def bare(row: Row, first: int, steps: int, planned: int) -> float:
-    model = module(row).to(DEVICE)
-    model.configure_model()
+def bare(
+    row: Row,
+    first: int,
+    steps: int,
+    planned: int,
+    make: Callable[[Row], nn.Module] = lambda row: module(row).transformer,
+) -> float:
+    """Milliseconds per step of a plain PyTorch loop."""
+    model = make(row).to(DEVICE)
+    if GPU:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     for step, batch in enumerate(Batches(row, steps).loader):
         if step == first:
@@ -129,7 +138,7 @@ def bare(row: Row, first: int, steps: int, planned: int) -> float:
         ids, labels = batch["input_ids"].to(DEVICE), batch["labels"].to(DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             logits = model(ids)
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,10 +9,10 @@ import torch
 from lightning import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError
 from lit_gamma.callbacks import Schedule, TrajectoryCallback
-from lit_gamma.callbacks.tensorboard import tensorboard_writer
 from lit_gamma.data import AnchorComposition
 
 
@@ -51,8 +51,8 @@ class AnchorReasoning(TrajectoryCallback):
         schedule: Schedule | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(Schedule(every=50, per_decade=4) if schedule is None else schedule)
-        self.pictures = Schedule(per_decade=4) if pictures is None else pictures
+        schedule = schedule or Schedule(every=50, per_decade=4)
+        super().__init__(schedule, pictures=pictures or Schedule(per_decade=4))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""
@@ -70,8 +70,6 @@ class AnchorReasoning(TrajectoryCallback):
         composed = answered == unseen.answers
         mirrored = (answered == data.mirrored_answers(unseen)) & ~composed
         shares = torch.stack([composed, mirrored, ~(composed | mirrored)]).float().mean(1, True)
-        if self.pictures.due(trainer.global_step):
-            self._draw(trainer, pl_module)
         return dict(zip(("composition", "symmetry", "other"), shares, strict=True))
 
     @staticmethod
@@ -83,8 +81,10 @@ class AnchorReasoning(TrajectoryCallback):
         answered: Tensor = logits[:, -1].argmax(-1).cpu()
         return answered
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = tensorboard_writer(trainer)
+    def draw(
+        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
+    ) -> None:
+        """Draws the plane of the keys."""
         if writer is None:
             return
         low, high = trainer.datamodule.token_range

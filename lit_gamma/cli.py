@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
 from lit_gamma.callbacks import Progress, RunSummary
+from lit_gamma.commands import COMMANDS
 from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
 from lit_gamma.doctor import diagnose
 from lit_gamma.errors import InputError
@@ -149,22 +150,32 @@ def main() -> None:
     torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        import_workspace_callbacks(Path.cwd())
-        LitGammaCLI(
-            LanguageModel,
-            LightningDataModule,
-            trainer_class=DoctorTrainer,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=1,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+"},
-        )
+        if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+            auto_cli(COMMANDS, as_positional=False, exit_on_error=False)
+        else:
+            _run_experiment()
     except (InputError, ArgumentError, ValueError) as error:
         message = _what_the_user_did(error)
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def _run_experiment() -> None:
+    import_workspace_callbacks(Path.cwd())
+    LitGammaCLI(
+        LanguageModel,
+        LightningDataModule,
+        trainer_class=DoctorTrainer,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=1,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "epilog": f"With a trained model: {', '.join(COMMANDS)}; each has --help.",
+        },
+    )
 
 
 def _what_the_user_did(error: BaseException) -> str | None:

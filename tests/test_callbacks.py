@@ -244,9 +244,11 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
 
 
 def test_tensorboard_has_every_step_the_layout_the_pictures_and_the_hyperparameters(tmp_path):
-    callbacks = [Condensation(heatmaps=Schedule(per_decade=1)), *all_callbacks()[1:], RunSummary()]
+    callbacks = [Condensation(pictures=Schedule(per_decade=1)), *all_callbacks()[1:], RunSummary()]
     trainer = fit(tmp_path, *callbacks, max_steps=12, limit_val_batches=1.0)
-    events = EventAccumulator(trainer.log_dir, {"scalars": 0, "images": 0, "tensors": 0})
+    events = EventAccumulator(
+        trainer.log_dir, {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
+    )
     events.Reload()
     table = trajectory.load(trainer.log_dir)["effective_rank"]
     query = table[(table["role"] == "query") & (table["layer"] == 1)]
@@ -254,6 +256,12 @@ def test_tensorboard_has_every_step_the_layout_the_pictures_and_the_hyperparamet
     assert [point.step for point in shown] == list(range(13))
     assert np.allclose([point.value for point in shown], query["effective_rank_over_null"])
     assert [i.step for i in events.Images("condensation/cosines/layer0.query")] == [0, 1, 10]
+    spectra = events.Histograms("effective_rank/spectrum/layer1.query")
+    assert [spectrum.step for spectrum in spectra] == [0, 1, 2, 3, 6, 10]
+    for spectrum in spectra:  # 16 x 16: the edge is 2 √16 rms, ‖W‖_F = 16 rms
+        stable_rank = query.set_index("step")["stable_rank"][spectrum.step]
+        assert spectrum.histogram_value.num == 16
+        assert spectrum.histogram_value.max == pytest.approx(2 / stable_rank**0.5, rel=1e-4)
     tags = events.Tags()
     assert "custom_scalars__config__" in tags["tensors"]
     assert "hp/val/unseen/accuracy" in tags["scalars"]

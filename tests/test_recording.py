@@ -100,8 +100,12 @@ class Waits(TorchDispatchMode):
 
 def test_no_step_waits_for_the_device_until_the_flush(tmp_path, monkeypatch):
     waits, flushes = Waits(), []
-    callbacks = [Condensation(SPARSE, None, 1.0, heatmap_roles=()),
-                 EffectiveRank(SPARSE, None, 1.0), WeightNorms(), TokenLoss()]  # fmt: skip
+    callbacks = [
+        Condensation(SPARSE, None, 1.0, Schedule()),
+        EffectiveRank(SPARSE, None, 1.0, Schedule()),
+        WeightNorms(),
+        TokenLoss(),
+    ]
     for callback in callbacks:
 
         def watched(*args, original=callback.on_train_batch_end):

@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.arrow_stream import read_batches
 from lit_gamma.callbacks.budget import BudgetedCallback
@@ -24,6 +25,9 @@ from lit_gamma.callbacks.tensorboard import grouped_charts, tensorboard_writer
 from lit_gamma.recorder import Index, Recorder
 
 EVERY_STEP = Schedule(every=1)
+
+PICTURES = Schedule(per_decade=4)
+"""The steps at which callbacks that draw do so by default."""
 
 FLUSH_STEPS = 100
 """Optimizer steps that recorded values wait to be written, at most."""
@@ -50,6 +54,7 @@ class TrajectoryCallback(BudgetedCallback):
         schedule: The steps to record; every step by default.
         overhead: What recording may cost, as a share of the time of training without it; None for
             no limit. If the first steps show that the run will cost more, there is one warning.
+        pictures: The steps to draw, see :meth:`draw`; none by default.
 
     Attributes:
         meanings: What each quantity is, with range and unit; stored in the file's schema.
@@ -60,13 +65,20 @@ class TrajectoryCallback(BudgetedCallback):
     meanings: ClassVar[Mapping[str, str]] = {}
     charts: ClassVar[Mapping[str, Sequence[str]]] = {}
 
-    def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = None,
+        pictures: Schedule | None = None,
+    ) -> None:
         super().__init__(overhead)
         # As a default value it would lend its `every` to a config that says {per_decade: 5}.
         self.schedule = EVERY_STEP if schedule is None else schedule
+        self.pictures = pictures
         self.recorder: Recorder | None = None
         self._path: Path | None = None
         self._last_step = -1
+        self._last_drawn = -1
 
     @property
     def name(self) -> str:
@@ -81,7 +93,8 @@ class TrajectoryCallback(BudgetedCallback):
     @property
     def jobs(self) -> dict[str, Schedule]:
         """See :class:`BudgetedCallback`."""
-        return {"record": self.schedule}
+        drawing = {} if self.pictures is None else {"pictures": self.pictures}
+        return {"record": self.schedule, **drawing}
 
     def due(self, step: int) -> bool:
         """Whether something is recorded at a step."""
@@ -96,6 +109,18 @@ class TrajectoryCallback(BudgetedCallback):
 
         Returns:
             For each quantity a tensor of shape (n_items,) on any device; always the same names.
+        """
+        raise NotImplementedError
+
+    def draw(
+        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
+    ) -> None:
+        """Draws the current weights, at the steps of ``pictures``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module, with the weights W_t of t = ``trainer.global_step``.
+            writer: TensorBoard's; None without a TensorBoardLogger and off rank 0.
         """
         raise NotImplementedError
 
@@ -156,7 +181,7 @@ class TrajectoryCallback(BudgetedCallback):
         self.start_bill(pl_module.device)
         log_dir = trainer.log_dir or trainer.default_root_dir
         if trainer.global_step == 0:
-            self._last_step = -1
+            self._last_step = self._last_drawn = -1
         kept = self._earlier_rows()
         self._path = Path(log_dir, "trajectory", f"{self.name}.arrow").absolute()
         if trainer.is_global_zero:
@@ -173,13 +198,16 @@ class TrajectoryCallback(BudgetedCallback):
         self.calibrate(trainer)
 
     def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the current weights, unless they are recorded already or not due."""
+        """Records and draws the current weights, unless that is done already or not due."""
         step = trainer.global_step
         if step > self._last_step and self.due(step):
-            with self.billed("record"):
-                with torch.no_grad():
-                    self.take(trainer, pl_module)
-                self._last_step = step
+            with self.billed("record"), torch.no_grad():
+                self.take(trainer, pl_module)
+            self._last_step = step
+        if self.pictures is not None and step > self._last_drawn and self.pictures.due(step):
+            with self.billed("pictures"), torch.no_grad():
+                self.draw(trainer, pl_module, tensorboard_writer(trainer))
+            self._last_drawn = step
 
     def flush_if_due(self, step: int) -> None:
         """Writes what has waited long enough, or takes too much memory."""
@@ -217,11 +245,13 @@ class TrajectoryCallback(BudgetedCallback):
     def state_dict(self) -> dict[str, Any]:
         """Lightning hook: where the record is and how far it goes; writes what is pending."""
         self.flush()
-        return {"path": str(self._path), "last_step": self._last_step}
+        steps = {"last_step": self._last_step, "last_drawn": self._last_drawn}
+        return {"path": str(self._path), **steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning hook: see :meth:`state_dict`."""
-        self._path, self._last_step = Path(state_dict["path"]), state_dict["last_step"]
+        self._path = Path(state_dict["path"])
+        self._last_step, self._last_drawn = state_dict["last_step"], state_dict["last_drawn"]
 
     def _open(self, trainer: Trainer, pl_module: LightningModule, kept: list[Any]) -> Recorder:
         assert self._path is not None

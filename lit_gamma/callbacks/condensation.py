@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from matplotlib import colormaps
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import metrics
+from lit_gamma.callbacks.base import PICTURES
 from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.tensorboard import tensorboard_writer
 from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
 _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
@@ -49,7 +50,7 @@ class Condensation(WeightTrajectory):
         schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
-        heatmaps: The steps to draw; by default four per factor of ten.
+        pictures: The steps to draw; by default four per factor of ten.
         heatmap_roles: The roles to draw, see :data:`lit_gamma.neurons.ROLES`.
         heatmap_rows: Most rows in an image; of more, an evenly spaced selection is drawn.
     """
@@ -71,15 +72,13 @@ class Condensation(WeightTrajectory):
         schedule: Schedule | None = None,
         overhead: float | None = 0.01,
         matrices_per_step: float | None = None,
-        heatmaps: Schedule | None = None,
+        pictures: Schedule | None = None,
         heatmap_roles: Sequence[str] = ("embedding", "query", "key", "value", "mlp_up", "lm_head"),
         heatmap_rows: int = 128,
     ) -> None:
-        super().__init__(TIERED if schedule is None else schedule, overhead, matrices_per_step)
-        self.heatmaps = Schedule(per_decade=4) if heatmaps is None else heatmaps
+        super().__init__(schedule or TIERED, overhead, matrices_per_step, pictures or PICTURES)
         self.heatmap_roles = heatmap_roles
         self.heatmap_rows = heatmap_rows
-        self._last_drawn = -1
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
@@ -98,33 +97,10 @@ class Condensation(WeightTrajectory):
             "mean_absolute_cosine": metrics.null_mean_absolute_cosine(d_in),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the record, and the last step drawn."""
-        return {**super().state_dict(), "last_drawn": self._last_drawn}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
-        super().load_state_dict(state_dict)
-        self._last_drawn = state_dict["last_drawn"]
-
-    @property
-    def jobs(self) -> dict[str, Schedule]:
-        """See :class:`TrajectoryCallback`."""
-        return {**super().jobs, "heatmaps": self.heatmaps}
-
-    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records and draws the current weights, each at its own steps."""
-        super().take_if_due(trainer, pl_module)
-        step = trainer.global_step
-        if step == 0:
-            self._last_drawn = -1
-        if step > self._last_drawn and self.heatmaps.due(step):
-            self._last_drawn = step
-            with self.billed("heatmaps"), torch.no_grad():
-                self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = tensorboard_writer(trainer)
+    def draw(
+        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
+    ) -> None:
+        """Draws the heat maps."""
         images = []
         for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
             for i, matrix in enumerate(group.matrices):

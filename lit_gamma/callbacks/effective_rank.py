@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import metrics
+from lit_gamma.callbacks.base import PICTURES
 from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory
+from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
 
 class EffectiveRank(WeightTrajectory):
@@ -28,10 +32,14 @@ class EffectiveRank(WeightTrajectory):
     stable_rank         Σ s² / max s²                 1 .. min(n, d) ≈ nd / (√n + √d)²
     =================== ============================= ============== ==============================
 
+    Histograms, as ``effective_rank/spectrum/<matrix>``: the singular values in units of the largest
+    that a random matrix of this shape and rms has, rms (√n + √d).
+
     Args:
         schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
+        pictures: The steps to write the histograms; by default four per factor of ten.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {
@@ -50,8 +58,9 @@ class EffectiveRank(WeightTrajectory):
         schedule: Schedule | None = None,
         overhead: float | None = 0.01,
         matrices_per_step: float | None = None,
+        pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(TIERED if schedule is None else schedule, overhead, matrices_per_step)
+        super().__init__(schedule or TIERED, overhead, matrices_per_step, pictures or PICTURES)
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
@@ -73,3 +82,17 @@ class EffectiveRank(WeightTrajectory):
             "participation_ratio": metrics.null_participation_ratio(n_neurons, d_in),
             "stable_rank": metrics.null_stable_rank(n_neurons, d_in),
         }
+
+    def draw(
+        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
+    ) -> None:
+        """Writes the histograms of the singular values."""
+        for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
+            if writer is None:
+                continue
+            n, d = group.weight.shape[1:]
+            s = group.singular_values
+            edge = s.norm(dim=1, keepdim=True) / math.sqrt(n * d) * (math.sqrt(n) + math.sqrt(d))
+            for matrix, spectrum in zip(group.matrices, s / edge, strict=True):
+                tag = f"{self.name}/spectrum/{matrix.label}"
+                writer.add_histogram(tag, spectrum.cpu().numpy(), trainer.global_step, bins=30)

@@ -89,6 +89,7 @@ class WeightTrajectory(TrajectoryCallback):
             no turns and no limit. A schedule over the budget gives one warning.
         matrices_per_step: How many matrices take turns at each step, instead of calibrating: for a
             record that repeats exactly. Below 1, one matrix takes its turn every so many steps.
+        pictures: The steps to draw, see :meth:`draw`; none by default.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class WeightTrajectory(TrajectoryCallback):
         schedule: Schedule | None = None,
         overhead: float | None = None,
         matrices_per_step: float | None = None,
+        pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule, overhead)
+        super().__init__(schedule, overhead, pictures)
         if matrices_per_step is not None and not 0 <= matrices_per_step < math.inf:
             raise InputError(
                 f"matrices_per_step must be a number from 0 on, got {matrices_per_step}"

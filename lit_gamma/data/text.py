@@ -146,7 +146,12 @@ class Text(ResumableDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning hook: how far training has come, and the tokenizer."""
-        return {**super().state_dict(), "tokenizer": self.tokenizer.backend.to_str()}
+        backend = self.tokenizer.backend
+        return {
+            **super().state_dict(),
+            "tokenizer": backend.to_str(),
+            "end_of_text": backend.id_to_token(self.tokenizer.end_of_text),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning hook: see :meth:`state_dict`.

@@ -1,0 +1,176 @@
+"""Training throughput beside the peers: same shapes, data, dtype, batch and threads, interleaved.
+
+    pip install --no-deps litgpt psutil
+    python benchmarks/throughput.py --shapes laptop --rounds 5 --steps 100
+
+Every model has the same layers, heads, width, context, vocabulary and, up to norms and biases, as
+many parameters; the bare loop is the same for all: fused AdamW, clipping, cross-entropy. On a GPU
+everything is compiled and runs in bfloat16. A round trains each variant once from a fresh
+initialization and leaves the first steps out. The table gives medians over the rounds, the smallest
+and largest in brackets; a ratio is taken within a round, to the fastest peer of that round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import platform
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from overhead import GPU, VARIANTS, Row, bare, module
+from torch import Tensor, nn
+
+from lit_gamma import TransformerConfig
+
+SHAPES = {  # vocab_size, context_length, n_layers, n_heads, d_model; batch size
+    "laptop": Row(TransformerConfig(65, 64, 4, 4, 128, gate="none"), 12),
+    "small": Row(TransformerConfig(65, 256, 6, 6, 384, gate="none"), 64),
+    "gpt2": Row(TransformerConfig(50304, 1024, 12, 12, 768, gate="none"), 32 if GPU else 1),
+}
+
+
+def litgpt(row: Row) -> nn.Module:
+    """LitGPT's GPT with its GELU MLP and full rotary embeddings."""
+    from litgpt import GPT, Config
+
+    shape = row.transformer
+    return GPT(
+        Config(
+            block_size=shape.context_length,
+            n_layer=shape.n_layers,
+            n_head=shape.n_heads,
+            n_embd=shape.d_model,
+            padded_vocab_size=shape.vocab_size,
+            vocab_size=shape.vocab_size,
+            norm_class_name="RMSNorm",
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            bias=False,
+        )
+    )
+
+
+class Logits(nn.Module):
+    """A Hugging Face model that returns its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids, use_cache=False).logits
+
+
+def hf_gpt2(row: Row) -> nn.Module:
+    """GPT-2 of transformers; its output projection is the embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = row.transformer
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.context_length,
+        n_embd=shape.d_model,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
+    return Logits(GPT2LMHeadModel(config))
+
+
+def hf_llama(row: Row) -> nn.Module:
+    """Llama of transformers, whose three MLP matrices are 8/3 d_model wide."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = row.transformer
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.context_length,
+        hidden_size=shape.d_model,
+        intermediate_size=round(8 * shape.d_model / 3),
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_heads,
+    )
+    return Logits(LlamaForCausalLM(config))
+
+
+PEERS = {"litgpt": litgpt, "transformers GPT-2": hf_gpt2, "transformers Llama": hf_llama}
+OURS = {"lit-gamma, bare loop": lambda row: module(row).transformer}
+LIGHTNING = {"lit-gamma, Lightning": "Lightning", "lit-gamma, default callbacks": "defaults"}
+
+
+def measured(run: Callable[[], float]) -> tuple[float, float]:
+    """What ``run`` returns, and the peak memory above what was held before it, MiB."""
+    gc.collect()
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        ms = run()
+        return ms, torch.cuda.max_memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here.
+    before = _resident("VmRSS")
+    ms = run()
+    return ms, _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def variants(row: Row, first: int, steps: int, planned: int) -> dict[str, Callable[[], float]]:
+    """What is run, by name."""
+    loops = {**PEERS, **OURS}
+    runs = {
+        name: lambda make=make: bare(row, first, steps, planned, make)  # type: ignore[misc]
+        for name, make in loops.items()
+    }
+    for name, variant in LIGHTNING.items():
+        runs[name] = lambda variant=variant: VARIANTS[variant](row, first, steps, planned)
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", default=["laptop"], choices=SHAPES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=20, help="step at which the clock starts")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--planned", type=int, default=2000)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_flush_denormal(True)
+    name = torch.cuda.get_device_name() if GPU else platform.machine()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
+    print(f"{args.rounds} rounds, steps {args.first} to {args.steps} of {args.planned}")
+    print("| shape | variant | parameters | tokens/s | ÷ fastest peer | peak memory, MiB |")
+    print("|---|---|---|---|---|---|")
+    for shape in args.shapes:
+        row = SHAPES[shape]
+        runs = variants(row, args.first, args.steps, args.planned)
+        rounds = [{k: measured(run) for k, run in runs.items()} for _ in range(args.rounds)]
+        tokens = row.batch_size * row.transformer.context_length
+        makers = {**PEERS, **OURS, **dict.fromkeys(LIGHTNING, *OURS.values())}
+        for variant, make in makers.items():
+            size = sum(p.numel() for p in make(row).parameters()) / 1e6
+            speed = np.array([tokens / r[variant][0] * 1e3 for r in rounds])
+            peer = np.array([min(r[p][0] for p in PEERS) / r[variant][0] for r in rounds])
+            memory = np.median([r[variant][1] for r in rounds])
+            print(
+                f"| {shape} | {variant} | {size:.2f} M | {np.median(speed):,.0f} "
+                f"({speed.min():,.0f} .. {speed.max():,.0f}) | {np.median(peer):.3f} "
+                f"({peer.min():.3f} .. {peer.max():.3f}) | {memory:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

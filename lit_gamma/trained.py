@@ -1,0 +1,201 @@
+"""Trained models: read from a checkpoint or an export, exported, evaluated on text."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+
+from lit_gamma.data.documents import LocalDocuments, Piece
+from lit_gamma.data.packing import Blocks
+from lit_gamma.data.prepared import TokenFile, write_tokens
+from lit_gamma.data.tokenizers import Tokenizer
+from lit_gamma.errors import InputError
+from lit_gamma.transformer import Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what belongs to it.
+
+    Attributes:
+        model: The transformer, in evaluation mode, float32, on the CPU.
+        hyperparameters: What it was made with: transformer, gamma, optimizer, ...
+        tokenizer: The tokenizer of its text; None for a task without text.
+    """
+
+    model: Transformer
+    hyperparameters: dict[str, Any]
+    tokenizer: Tokenizer | None
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InputError: The model was not trained on text.
+        """
+        if self.tokenizer is None:
+            raise InputError("the model was trained on a task without text: it has no tokenizer")
+        return self.tokenizer
+
+
+def load(path: str | Path) -> Trained:
+    """Reads a trained model.
+
+    Args:
+        path: A checkpoint (``.ckpt``) or a folder that :func:`export` wrote.
+
+    Raises:
+        InputError: There is none, or it is not one of :class:`lit_gamma.LanguageModel`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a .ckpt file or an exported folder")
+    if not path.is_dir():
+        return _from_checkpoint(path)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is a folder without config.json. A sharded checkpoint is made one file by "
+            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        )
+    config = json.loads((path / "config.json").read_text())
+    model = Transformer(TransformerConfig(**config["transformer"]))
+    load_model(model, path / "model.safetensors")
+    end_of_text = config.pop("end_of_text")
+    tokenizer = None
+    if end_of_text is not None:
+        backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        tokenizer = Tokenizer(backend, end_of_text)
+    return Trained(model.eval(), config, tokenizer)
+
+
+def _from_checkpoint(path: Path) -> Trained:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        hyperparameters = dict(checkpoint["hyper_parameters"])
+        model = Transformer(TransformerConfig(**hyperparameters["transformer"]))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a checkpoint of LanguageModel: {error}") from error
+    prefix = "transformer."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    model.load_state_dict(weights)
+    parts = [part for part in checkpoint.values() if isinstance(part, dict) and "tokenizer" in part]
+    tokenizer = None
+    if parts:
+        backend = tokenizers.Tokenizer.from_str(parts[0]["tokenizer"])
+        tokenizer = Tokenizer(backend, parts[0]["end_of_text"])
+    return Trained(model.eval(), hyperparameters, tokenizer)
+
+
+def export(trained: Trained, folder: str | Path) -> None:
+    """Writes ``model.safetensors``, ``config.json`` and, for text, ``tokenizer.json``.
+
+    Args:
+        trained: The model.
+        folder: A folder that does not exist yet; it appears when it is whole.
+
+    Raises:
+        InputError: The folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} exists; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.mkdir()
+        save_model(trained.model, str(draft / "model.safetensors"))
+        end_of_text = None
+        if tokenizer := trained.tokenizer:
+            end_of_text = tokenizer.backend.id_to_token(tokenizer.end_of_text)
+            tokenizer.backend.save(str(draft / "tokenizer.json"))
+        config = {**trained.hyperparameters, "transformer": asdict(trained.model.config)}
+        config["end_of_text"] = end_of_text
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """How well a model predicts a text.
+
+    Attributes:
+        n_tokens: Tokens that were predicted: all but the first, an end-of-text after each document
+            included.
+        n_bytes: Size of the text in UTF-8.
+        loss: Mean loss per token, nats.
+    """
+
+    n_tokens: int
+    n_bytes: int
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total loss in bits per byte of the text: comparable between tokenizers."""
+        return self.loss * self.n_tokens / self.n_bytes / math.log(2)
+
+
+@torch.inference_mode()
+def text_loss(
+    trained: Trained,
+    data_files: str | list[str],
+    field: str = "text",
+    batch_size: int = 16,
+    device: str | torch.device = "cpu",
+) -> TextLoss:
+    """Computes the loss on text, in blocks of the model's ``context_length`` as in validation.
+
+    Args:
+        trained: The model.
+        data_files: Paths or glob patterns of text, JSONL or Parquet files.
+        field: Column that holds the text, in JSONL and Parquet files.
+        batch_size: Blocks that are run together.
+        device: Where to run.
+
+    Raises:
+        InputError: The model has no tokenizer, or the files cannot be read.
+    """
+    tokenizer, model = trained.text_tokenizer(), trained.model.to(device)
+    n_bytes, total, n_tokens = 0, 0.0, 0
+
+    def documents() -> Iterator[Piece]:
+        nonlocal n_bytes
+        for piece in LocalDocuments(data_files, field):
+            n_bytes += len(piece[0].encode())
+            yield piece
+
+    with TemporaryDirectory() as folder:
+        write_tokens(documents(), tokenizer, Path(folder))
+        tokens = TokenFile(Path(folder))
+        blocks = Blocks(tokens, model.config.context_length, tokenizer.end_of_text)
+        for index in torch.split(torch.arange(len(blocks)), batch_size):
+            batch = {name: tensor.to(device) for name, tensor in blocks[index].items()}
+            logits = model(batch["input_ids"]).flatten(0, 1).float()
+            labels = batch["labels"].flatten()
+            total += F.cross_entropy(logits, labels, reduction="sum").item()
+            n_tokens += int((labels != -100).sum())
+    return TextLoss(n_tokens, n_bytes, total / n_tokens)
