@@ -223,13 +223,14 @@ def check_weight_decay(case: Case) -> Checked:
         return "not given", []
     gamma, given = case.gamma, case.weight_decay
     fact = f"{given:g} at gamma {gamma:.2f}"
-    usual = 10 ** (2 * gamma - 2)  # Through the two pairs of arXiv 2505.23013.
-    if gamma <= SMALL or given > usual / 5:
+    usual = 10 ** (2 * max(gamma, 0.5) - 2)  # Through the two pairs of arXiv 2505.23013.
+    small = gamma > SMALL and given <= usual / 5
+    if not small and given < 5 * usual:
         return fact, []
     return fact, [
         Finding(
             "note",
-            f"weight decay {given:g} is small for gamma {gamma:.2f}",
+            f"weight decay {given:g} is {'small' if small else 'large'} for gamma {gamma:.2f}",
             "a larger gamma usually goes with a larger weight decay (gamma 0.5 with 0.1, gamma 1 "
             "with 1), though its effect is confined to a window of training",
             "arXiv 2505.23013; dissenting arXiv 2605.04396",
