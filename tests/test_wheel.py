@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,10 @@ def test_two_lines_in_a_project_elsewhere(installed, tmp_path):
     table = trajectory.load(tmp_path / "lightning_logs" / "version_0")["condensation"]
     assert set(table["step"]) == {0, 1, 2, 3}
     assert set(table["matrix"]) == {"layers.0", "layers.2"}
+
+
+def test_transformers_stays_optional():
+    sources = list((ROOT / "lit_gamma").rglob("*.py"))
+    assert len(sources) > 50
+    for path in sources:
+        assert not re.search(r"^\s*(import|from) transformers", path.read_text(), re.M), path
