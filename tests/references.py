@@ -77,7 +77,8 @@ def saturation(x: np.ndarray, out: np.ndarray, eps: float, centered: bool) -> di
 def attention_weights(model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:
     """Attention of every layer, (batch, heads, length, length), as Hugging Face's eager code says.
 
-    Of torch.nn.TransformerEncoder it is computed here, from the input of each layer.
+    That takes the softmax of float64 logits in float32 in some families. Of
+    torch.nn.TransformerEncoder it is computed here, from the input of each layer.
     """
     inputs = {n: x.double() if x.is_floating_point() else x for n, x in batch.items()}
     if not isinstance(model, Encoder):
