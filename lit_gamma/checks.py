@@ -166,7 +166,7 @@ def check_norms(case: Case) -> Checked:
         return "none seen in the forward", []
     shares = [seen.values["epsilon_share"].item() for seen in case.norms]
     share, worst = max(zip(shares, case.norms, strict=True), key=lambda pair: pair[0])
-    fact = f"{len(shares)} seen, epsilon is at most {share:.2%} of a denominator ({worst.path})"
+    fact = f"{len(shares)} seen, epsilon is at most {share:.2g} of a denominator ({worst.path})"
     saturated = [s for s in shares if s > SATURATED]
     if not saturated:
         return fact, []
@@ -223,13 +223,14 @@ def check_weight_decay(case: Case) -> Checked:
         return "not given", []
     gamma, given = case.gamma, case.weight_decay
     fact = f"{given:g} at gamma {gamma:.2f}"
-    usual = 10 ** (2 * gamma - 2)  # Through the two pairs of arXiv 2505.23013.
-    if gamma <= SMALL or given > usual / 5:
+    usual = 10 ** (2 * max(gamma, 0.5) - 2)  # Through the two pairs of arXiv 2505.23013.
+    small = gamma > SMALL and given <= usual / 5
+    if not small and given < 5 * usual:
         return fact, []
     return fact, [
         Finding(
             "note",
-            f"weight decay {given:g} is small for gamma {gamma:.2f}",
+            f"weight decay {given:g} is {'small' if small else 'large'} for gamma {gamma:.2f}",
             "a larger gamma usually goes with a larger weight decay (gamma 0.5 with 0.1, gamma 1 "
             "with 1), though its effect is confined to a window of training",
             "arXiv 2505.23013; dissenting arXiv 2605.04396",
@@ -252,10 +253,13 @@ def check_loss(case: Case) -> Checked:
         reason = "before training nothing can beat a uniform guess: labels are seen in the input"
         reason += ", averaged over too many tokens, or the weights are trained"
         remedy = "check the causal mask, the shift of the labels, and how the loss is averaged"
+    elif math.isfinite(loss):
+        reason = "logits of std s cost s²/2 nats more than a uniform guess"
+        remedy = "a larger gamma for lm_head, or for the embedding tied to it, and a last norm "
+        remedy += "before it; check the labels"
     else:
-        reason = "logits of std s cost s²/2 nats more than a uniform guess; a loss that is not "
-        reason += "finite has no label, or overflows"
-        remedy = "a larger gamma for lm_head, and a last norm before it; check the labels"
+        reason = "a batch without a label has no mean loss; or an activation overflows"
+        remedy = "check the labels, and the precision"
     return fact, [
         Finding(
             "warning",

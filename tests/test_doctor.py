@@ -59,6 +59,9 @@ def test_each_illness_is_named_with_its_figures():
     ((level, what),) = findings(examined(tiny_module(1.0), weight_decay=0.1))
     assert (level, what) == ("note", "weight decay 0.1 is small for gamma 1.00")
 
+    ((level, what),) = findings(examined(tiny_module(0.5), weight_decay=0.6))
+    assert (level, what) == ("note", "weight decay 0.6 is large for gamma 0.50")
+
     module = tiny_module(0.5)
     with torch.no_grad():
         module.transformer.lm_head.weight.mul_(20)

@@ -13,13 +13,18 @@ import torch
 from conftest import ROOT
 from families import FAMILIES, batch_of, token_loss
 from lightning.pytorch.loggers import TensorBoardLogger
+from references import attention_weights, geometry, saturation, sink, watch_norms
 
-from lit_gamma import metrics, trajectory
+from lit_gamma import trajectory
 from lit_gamma.callbacks import (
+    AttentionSink,
     Condensation,
     EffectiveRank,
     GammaInit,
+    NormSaturation,
+    Overhead,
     RunSummary,
+    Schedule,
     TokenLoss,
     WeightNorms,
 )
@@ -27,13 +32,6 @@ from lit_gamma.callbacks import (
 pytest.importorskip("transformers", reason="pip install lit-gamma[test] has it")
 
 GAMMA, STEPS = 0.8, 20
-NULLS = {
-    "mean_squared_cosine": lambda n, d: 1 / d,
-    "mean_absolute_cosine": lambda n, d: metrics.null_mean_absolute_cosine(d),
-    "effective_rank": metrics.null_effective_rank,
-    "participation_ratio": lambda n, d: (n * d + 2) / (n + d + 1),
-    "stable_rank": metrics.null_stable_rank,
-}
 
 
 class Module(lightning.LightningModule):
@@ -43,8 +41,9 @@ class Module(lightning.LightningModule):
         self.weights, self.batches = {}, {}
 
     def training_step(self, batch, batch_idx):
-        self.weights[self.global_step] = copy.deepcopy(self.model.state_dict())
-        self.batches[self.global_step] = batch
+        if self.training:  # and not on the probe batch
+            self.weights[self.global_step] = copy.deepcopy(self.model.state_dict())
+            self.batches[self.global_step] = batch
         loss = token_loss(self.model, self.family.task, batch)
         return {"loss": loss.nanmean(), "losses": loss.detach()}
 
@@ -59,37 +58,6 @@ def arrays(module: Module, step: int) -> list[tuple[str, np.ndarray]]:
     """Role and float64 matrix of every weight at a step, taken apart by the family's reference."""
     names = [name for name, _ in module.model.named_parameters()]
     return module.family.unfused({n: module.weights[step][n].double().numpy() for n in names})
-
-
-def geometry(w: np.ndarray, before: np.ndarray | None) -> dict[str, float]:
-    """Every quantity that the weight callbacks record."""
-    n, d = w.shape
-    s = np.linalg.svd(w, compute_uv=False)
-    p = s / s.sum()
-    rms = np.sqrt((w**2).mean())
-    rows = w[w.any(axis=1)]  # a padding row, zero, has no direction
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    pairs = (unit @ unit.T)[~np.eye(len(rows), dtype=bool)] if n > 1 else np.array([np.nan])
-    share = np.nan if n == 1 else 1.0
-    found = {
-        "mean_squared_cosine": (pairs**2).mean(),
-        "mean_absolute_cosine": np.abs(pairs).mean(),
-        "mean_cosine": pairs.mean(),
-        "aligned_fraction": share * (np.abs(pairs) > 0.9).mean(),
-        "opposed_fraction": share * (pairs < -0.9).mean(),
-        "effective_rank": np.exp(-(p * np.log(p)).sum()),
-        "participation_ratio": (s**2).sum() ** 2 / (s**4).sum(),
-        "stable_rank": (s**2).sum() / s[0] ** 2,
-        "frobenius_norm": np.linalg.norm(w),
-        "rms": rms,
-        "max_row_norm": np.linalg.norm(w, axis=1).max(),
-        "spectral_norm": s[0],
-        "implied_gamma": -np.log(rms) / np.log(d),
-        "update_ratio": np.nan,
-    }
-    if before is not None:
-        found["update_ratio"] = np.linalg.norm(w - before) / np.linalg.norm(before)
-    return found | {f"{name}_over_null": found[name] / null(n, d) for name, null in NULLS.items()}
 
 
 def check_weights(tables, module: Module, step: int) -> None:
@@ -110,16 +78,46 @@ def check_weights(tables, module: Module, step: int) -> None:
                 assert row[column] == close, (row["matrix"], column)
 
 
-def check_token_loss(table, module: Module, step: int) -> None:
+def in_float64(module: Module, step: int) -> torch.nn.Module:
     model = module.family.build().double()
     model.load_state_dict(module.weights[step])
-    with torch.no_grad():
-        loss = token_loss(model.train(), module.family.task, module.batches[step]).numpy()
+    return model.requires_grad_(False)
+
+
+def check_token_loss(table, module: Module, step: int) -> None:
+    model = in_float64(module, step).train()
+    loss = token_loss(model, module.family.task, module.batches[step]).numpy()
     row = table[table["step"] == step].iloc[0]
     assert row["mean"] == pytest.approx(np.nanmean(loss), rel=1e-4)
     levels = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
     for name, level in levels.items():
         assert row[name] == pytest.approx(np.nanquantile(loss, level), rel=1e-4, abs=1e-5), name
+
+
+def check_attention(table, module: Module, step: int) -> None:
+    """Every head against the weights that the model itself computes, eagerly, in float64."""
+    explicit = attention_weights(in_float64(module, step).eval(), module.batches[0])
+    rows = table[table["step"] == step]
+    assert list(rows["head"]) == [head for w in explicit for head in range(w.shape[1])]
+    assert list(rows["layer"]) == [layer for layer, w in enumerate(explicit) for _ in w[0]]
+    found = [sink(weights, module.family.task == "causal") for weights in explicit]
+    for name in found[0]:
+        expected = np.concatenate([values[name] for values in found])
+        np.testing.assert_allclose(rows[name], expected, rtol=1e-4, err_msg=name)
+    if step:  # far enough from uniform to tell
+        assert np.abs(rows["first_token_mass_over_null"] - 1).max() > 0.01
+
+
+def check_norms(table, module: Module, step: int) -> None:
+    """Every norm against what goes in and comes out of it in float64."""
+    model = in_float64(module, step).eval()
+    seen = watch_norms(model)
+    token_loss(model, module.family.task, module.batches[0])
+    rows = table[table["step"] == step]
+    assert list(rows["module"]) == [f"model.{name}" for name, *_ in seen]
+    for row, (name, *norm) in zip(rows.to_dict("records"), seen, strict=True):
+        for quantity, value in saturation(*norm).items():
+            assert row[quantity] == pytest.approx(value, rel=1e-4, abs=0), (name, quantity)
 
 
 def check_std(module: Module) -> None:
@@ -135,37 +133,52 @@ def check_std(module: Module) -> None:
 
 
 DOC = ROOT / "docs" / "your_model.md"
-HEAD = "| family | model | seen as | matrices | realised ÷ expected std |\n|---|---|---|---|---|"
+HEAD = """\
+| family | model | seen as | matrices | norms | heads | realised ÷ expected std |
+|---|---|---|---|---|---|---|"""
+PROBES = ("norm_saturation", "attention_sink")
 TABLE: dict[str, str] = {}
 """A line for each family whose test has passed."""
 
 
-def line(name: str, module: Module) -> str:
+def line(name: str, module: Module, tables) -> str:
     """What a family's test has found, as a line of the documented table."""
     found = arrays(module, 0)
     z = np.concatenate([(w[w.any(axis=1)] * w.shape[1] ** GAMMA).ravel() for _, w in found])
     model, seen_as = type(module.model).__name__, module.family.seen_as
-    return f"| {name} | `{model}` | {seen_as} | {len(found)} | {np.sqrt((z**2).mean()):.2f} |"
+    probed = [str(sum(tables[t]["step"] == 0)) if t in tables else "has none" for t in PROBES]
+    cells = [name, f"`{model}`", seen_as, str(len(found)), *probed, f"{np.sqrt((z**2).mean()):.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
+def recorded(module: Module, tmp_path, *callbacks):
+    """Trains with all built-in callbacks."""
     lightning.seed_everything(0)
-    module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, logger=TensorBoardLogger(tmp_path, name=""),
-        callbacks=[init, Condensation(overhead=None, heatmap_roles=()),
-                   EffectiveRank(overhead=None), WeightNorms(),
+        callbacks=[*callbacks, Condensation(overhead=None, heatmap_roles=()),
+                   EffectiveRank(overhead=None), WeightNorms(), Overhead(Schedule(every=10)),
                    TokenLoss(token_loss=lambda outputs, batch: outputs["losses"]), RunSummary()],
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     batches = [batch_of(module.family.task, generator) for _ in range(STEPS)]
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-    tables = trajectory.load(trainer.log_dir)
+    return trajectory.load(trainer.log_dir)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
+    module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
+    probes = () if name == "MLP" else (NormSaturation(), AttentionSink())
+    tables = recorded(module, tmp_path, init, *probes)
+    assert {*tables["overhead"]["callback"], "overhead"} == set(tables)  # the bills are times
     check_std(module)
     for step in (0, STEPS):
         check_weights(tables, module, step)
+        if probes:
+            check_attention(tables["attention_sink"], module, step)
+            check_norms(tables["norm_saturation"], module, step)
     for step in (0, STEPS - 1):
         check_token_loss(tables["token_loss"], module, step)
     assert set(init.audit.notes) <= {"not recognised, drawn by the rule"}
@@ -173,7 +186,7 @@ def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_
         if p.ndim == 1:
             scale = 0 if name == "Gemma" else 1  # Gemma's norms add one
             assert (module.weights[0][path] == (0 if path.endswith("bias") else scale)).all(), path
-    TABLE[name] = line(name, module)
+    TABLE[name] = line(name, module, tables)
 
 
 def test_the_documented_table_of_families_is_what_the_tests_found():

@@ -8,15 +8,14 @@ import pandas
 import pytest
 import torch
 from conftest import fit, tiny_module
-from families import FAMILIES, HEADS, batch_of, token_loss
 from lightning.pytorch.callbacks import ModelCheckpoint
+from references import sink
 from torch import nn
 from torchmetrics import MeanMetric
 
 from lit_gamma import InputError, Transformer, gamma_init_, metrics, trajectory
 from lit_gamma.attention import watched_attention
 from lit_gamma.callbacks import AttentionSink, NormSaturation, Schedule
-from lit_gamma.norms import norms
 from lit_gamma.probe import undisturbed, watched_norms
 
 EVERY = Schedule(every=1)
@@ -75,20 +74,6 @@ def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def expected_sink(weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Means over batch and queries, but the first, per head."""
-    later, length = weights[:, :, 1:], weights.shape[-1]
-    entropy = -np.where(later > 0, later * np.log(np.where(later > 0, later, 1)), 0).sum(-1)
-    visible = np.arange(2, length + 1)
-    mass, entropy = later[..., 0].mean((0, 2)), entropy.mean((0, 2))
-    return {
-        "first_token_mass": mass,
-        "entropy": entropy,
-        "first_token_mass_over_null": mass / (1 / visible).mean(),
-        "entropy_over_null": entropy / np.log(visible).mean(),
-    }
-
-
 class Weights(lightning.Callback):
     """The weights and the first samples of every step."""
 
@@ -118,7 +103,7 @@ def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_pa
             (0, 0), (0, 1), (1, 0), (1, 1)
         ]  # fmt: skip
         for layer, weights in enumerate(explicit_attention(model, ids)):
-            for name, values in expected_sink(weights).items():
+            for name, values in sink(weights).items():
                 found = rows[rows["layer"] == layer][name]
                 np.testing.assert_allclose(found, values, rtol=1e-4)
         first = tables["norm_saturation"].query(f"step == {step}").iloc[0]
@@ -128,26 +113,6 @@ def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_pa
         assert first["epsilon_share"] == pytest.approx(share.mean(), rel=1e-5)
         assert first["normalized_rms"] == pytest.approx(np.sqrt((1 - share).mean()), rel=1e-5)
         assert first["input_rms"] == pytest.approx(np.sqrt((x**2).mean()), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_s_norms_and_heads_are_seen(name):
-    if name not in ("MLP", "nn.TransformerEncoder"):
-        pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    model, task = FAMILIES[name].build(), FAMILIES[name].task
-    gamma_init_(model, 0.8)
-    outputs = {}
-    for norm in norms(model):
-        norm.layer.register_forward_hook(lambda m, args, out, p=norm.path: outputs.update({p: out}))
-    batch = batch_of(task, torch.Generator().manual_seed(1))
-    with undisturbed(model), watched_norms(model) as saturated, watched_attention(model) as heads:
-        token_loss(model, task, batch)
-    for norm in saturated:  # neutral after gamma_init_, so that this is what comes out
-        rms = outputs[norm.path].square().mean().sqrt()
-        assert norm.values["normalized_rms"].item() == pytest.approx(rms.item(), rel=1e-4)
-    assert len(saturated) == len(outputs) >= (0 if name == "MLP" else 4)
-    assert [len(seen.values["entropy"]) for seen in heads] == ([] if name == "MLP" else 2 * [HEADS])
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -166,7 +131,7 @@ def test_llama_s_grouped_heads_attend_as_it_says_itself(implementation):
         model(input_ids=ids)
     assert [each.path for each in seen] == [f"model.layers.{i}.self_attn" for i in range(2)]
     for each, weights in zip(seen, explicit, strict=True):
-        expected = expected_sink(weights.detach().double().numpy())
+        expected = sink(weights.detach().double().numpy())
         mass, entropy = each.values["first_token_mass"], each.values["entropy"]
         np.testing.assert_allclose(mass, expected["first_token_mass"], rtol=1e-4)
         np.testing.assert_allclose(entropy, expected["entropy"], rtol=1e-4)
@@ -255,6 +220,8 @@ def test_what_cannot_be_probed_is_said(tmp_path):
     module.training_step = lambda batch, i: {"loss": module.transformer.embedding.weight.sum()}
     with pytest.raises(InputError, match=r"AttentionSink sees no attention in .*LanguageModel"):
         fit(tmp_path, AttentionSink(), module=module, max_steps=1)
+    with pytest.raises(InputError, match=r"NormSaturation finds no norm in .*LanguageModel"):
+        fit(tmp_path, NormSaturation(), module=module, max_steps=1)
     with pytest.raises(InputError, match="samples must be at least 1, got 0"):
         NormSaturation(samples=0)
 
