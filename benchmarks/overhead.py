@@ -29,7 +29,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
-from lit_gamma.callbacks import Condensation, EffectiveRank, Schedule, TokenLoss, WeightNorms
+from lit_gamma.callbacks import (
+    Condensation,
+    EffectiveRank,
+    Schedule,
+    TokenLoss,
+    TokenLossProfile,
+    WeightNorms,
+)
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -164,7 +171,8 @@ EVERY = Schedule(every=1)
 VARIANTS = {
     "bare loop": bare,
     "Lightning": fitted(),
-    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss),
+    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile),
+    "token loss": fitted(TokenLoss, TokenLossProfile),
     "everything exact": fitted(
         lambda: Condensation(EVERY, None),
         lambda: EffectiveRank(EVERY, None),

@@ -22,6 +22,7 @@ from lit_gamma.callbacks import (
     RunSummary,
     Schedule,
     TokenLoss,
+    TokenLossProfile,
     WeightNorms,
 )
 from lit_gamma.callbacks.budget import Calibration, Plan
@@ -101,7 +102,8 @@ class Waits(TorchDispatchMode):
 def test_no_step_waits_for_the_device_until_the_flush(tmp_path, monkeypatch):
     waits, flushes = Waits(), []
     callbacks = [Condensation(SPARSE, None, 1.0, heatmap_roles=()),
-                 EffectiveRank(SPARSE, None, 1.0), WeightNorms(), TokenLoss()]  # fmt: skip
+                 EffectiveRank(SPARSE, None, 1.0), WeightNorms(), TokenLoss(),
+                 TokenLossProfile(Schedule(every=1))]  # fmt: skip
     for callback in callbacks:
 
         def watched(*args, original=callback.on_train_batch_end):

@@ -13,6 +13,7 @@ from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
+from lit_gamma.callbacks.token_loss_profile import TokenLossProfile
 from lit_gamma.callbacks.weight_norms import WeightNorms
 from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
 
@@ -29,6 +30,7 @@ __all__ = [
     "RunSummary",
     "Schedule",
     "TokenLoss",
+    "TokenLossProfile",
     "TrajectoryCallback",
     "WeightGroup",
     "WeightNorms",
