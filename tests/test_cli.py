@@ -102,8 +102,9 @@ def test_text_files_are_learnt(workspace, command_line):
         "--trainer.enable_progress_bar=false",
     )
     tables = trajectory.load("runs/text/version_0")
-    built_in = {"condensation", "effective_rank", "weight_norms", "token_loss"}
-    assert built_in == set(tables)  # too short for a bill every 100 steps
+    probe = {"probe_loss", "probe_tokens"}
+    built_in = {"condensation", "effective_rank", "weight_norms", "token_loss", *probe}
+    assert built_in | {"token_loss_profile"} == set(tables)  # too short for a bill every 100 steps
     assert list(tables["token_loss"]["step"]) == list(range(40))
     matrices = tables["condensation"].groupby("step").size()
     assert list(matrices.index[matrices > 1]) == [*range(11), 13, 16, 20, 25, 32, 40]

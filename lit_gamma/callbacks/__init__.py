@@ -8,6 +8,7 @@ from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
+from lit_gamma.callbacks.probe_loss import ProbeLoss
 from lit_gamma.callbacks.probes import ProbeTrajectory
 from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
@@ -25,6 +26,7 @@ __all__ = [
     "GammaInit",
     "NormSaturation",
     "Overhead",
+    "ProbeLoss",
     "ProbeTrajectory",
     "Progress",
     "RunSummary",

@@ -53,11 +53,13 @@ class TrajectoryCallback(BudgetedCallback):
 
     Attributes:
         meanings: What each quantity is, with range and unit; stored in the file's schema.
+        layout: How the table is written: a row per step and item, or see :class:`VectorRecorder`.
         charts: Grouped charts in TensorBoard: title, and the quantities shown as lines. If there
             are any, TensorBoard gets only these quantities; the file always has all.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {}
+    layout: ClassVar[type[Recorder]] = Recorder
     charts: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
@@ -126,6 +128,10 @@ class TrajectoryCallback(BudgetedCallback):
 
     def nulls(self, pl_module: LightningModule) -> Mapping[str, npt.NDArray[np.float64]]:
         """Expected values for random matrices: quantity to array of shape (n_items,)."""
+        return {}
+
+    def about(self) -> Mapping[str, Any]:
+        """What the file's schema is to say besides callback, seed and hyper-parameters."""
         return {}
 
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,8 +238,9 @@ class TrajectoryCallback(BudgetedCallback):
             "hyperparameters": {
                 k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
             },
+            **self.about(),
         }
-        return Recorder(
+        return self.layout(
             self._path, index, labels, self.nulls(pl_module), self.meanings, metadata,
             tensorboard_writer(trainer), kept, self.settle,
             {quantity for quantities in self.charts.values() for quantity in quantities},
