@@ -28,8 +28,6 @@ class KneserNey:
     p(w | h'). Every p(· | h) sums to 1. (Kneser & Ney, ICASSP 1995; the interpolated form and the
     estimate of D as in Chen & Goodman, Computer Speech & Language 13, 1999, section 3.)
 
-    Five million tokens take some 5 s and 500 MB.
-
     Args:
         corpus: Sequences of token ids, each shape (n_tokens,); no n-gram reaches over their ends.
         order: n, from 1 on.

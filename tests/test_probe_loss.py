@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_probes import Noisy
 from torch.nn.functional import cross_entropy
 
 from lit_gamma import InputError, LanguageModel, TransformerConfig, trajectory
 from lit_gamma.callbacks import ProbeLoss, RunSummary, Schedule
+from lit_gamma.callbacks.probe_charts import coloured_text
 from lit_gamma.data import Source, Text
 from lit_gamma.probe_set import choose_blocks, truncated_loss
 from lit_gamma.token_classes import NGRAMS, TokenClasses
@@ -218,6 +221,18 @@ def test_tensorboard_has_classes_histograms_and_the_text(recorded):
     assert histograms[0].histogram_value.num == len(table) / 6
     for name in ("words", "other"):
         assert [i.step for i in events.Images(f"probe_loss/text/{name}")] == [0, 2, 4]
+
+
+def test_tokens_stand_on_the_colour_of_their_loss():
+    picture = coloured_text(["a", "b\n", "c", "d"], np.array([0.0, 1.0, 0.5, 7.0]), [0, 0, 0, 1])
+    image = Image.open(io.BytesIO(picture.encoded_image_string)).convert("RGB")
+    assert image.size == (picture.width, picture.height)
+    width, height = image.width // 96, image.height // 4  # c in the second line, d in the fourth
+    a, b, c, d = (image.getpixel(corner) for corner in (
+        (0, 0), (width, 0), (0, height), (0, 3 * height)))  # fmt: skip
+    assert a[2] > c[2] > b[2]  # from white to red blue fades
+    assert b == d
+    assert image.getpixel((0, 2 * height)) == a
 
 
 def test_the_file_explains_itself_and_opens_in_datasets(recorded):

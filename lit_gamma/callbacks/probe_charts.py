@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ PICTURED_TOKENS = 768
 """Most tokens of a validation set that are drawn: each byte of an image costs 0.1 µs of Python."""
 
 _COLUMNS, _FONT_SIZE = 96, 13
-_COLOURS = (colormaps["Reds"](np.linspace(0, 0.8, 33), bytes=True)[:, :3]).flatten().tolist()
+_COLOURS = (colormaps["Reds"](np.linspace(0, 0.6, 33), bytes=True)[:, :3]).flatten().tolist()
 _INK = 33  # In the palette, after the colours.
 
 Floats = npt.NDArray[np.floating]
@@ -52,25 +52,27 @@ def draw_probe(
     images = []
     for name in dict.fromkeys(tokens["set"]):
         shown = [i for i, of in enumerate(tokens["set"]) if of == name][:PICTURED_TOKENS]
-        image = coloured_text([tokens["text"][i] for i in shown], loss[shown] / uniform)
+        texts, blocks = ([tokens[column][i] for i in shown] for column in ("text", "block"))
+        image = coloured_text(texts, loss[shown] / uniform, blocks)
         images.append(Summary.Value(tag=f"{table}/text/{name}", image=image))
     events = writer._get_file_writer()  # type: ignore[no-untyped-call]
     events.add_summary(Summary(value=images), step)
 
 
-def coloured_text(texts: Sequence[str], level: Floats) -> Summary.Image:
+def coloured_text(texts: Sequence[str], level: Floats, blocks: Sequence[int]) -> Summary.Image:
     """Writes tokens one after the other on a background from white (0) to red (1 and more).
 
     Args:
         texts: The tokens; a newline in one ends the line.
         level: Shape (n_tokens,); NaN counts as 1.
+        blocks: The block of each token; a line stays free between two.
 
     Returns:
         A PNG of 34 colours, :data:`_COLUMNS` letters wide.
     """
-    cells = list(_laid_out(texts))
+    cells = list(_laid_out(texts, blocks))
     font, width, height = _font()
-    n_lines = cells[-1][0] + 1
+    n_lines = cells[-1][0] + 1 if cells else 1
     image = Image.new("P", (_COLUMNS * width, n_lines * height), 0)
     image.putpalette([*_COLOURS, 0, 0, 0])
     pen = ImageDraw.Draw(image)
@@ -87,10 +89,12 @@ def coloured_text(texts: Sequence[str], level: Floats) -> Summary.Image:
     )
 
 
-def _laid_out(texts: Sequence[str]) -> Any:
-    """Line, column, letter and token of each letter; spaces and newlines are made visible."""
+def _laid_out(texts: Sequence[str], blocks: Sequence[int]) -> Iterator[tuple[int, int, str, int]]:
+    """Line, column, letter and token of each letter; newlines are made visible."""
     line = column = 0
     for token, text in enumerate(texts):
+        if blocks[token] != blocks[token - 1] and token:
+            line, column = line + 2, 0
         for letter in text:
             if column == _COLUMNS:
                 line, column = line + 1, 0
