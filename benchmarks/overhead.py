@@ -30,7 +30,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
-from lit_gamma.callbacks import Condensation, EffectiveRank, Schedule, TokenLoss, WeightNorms
+from lit_gamma.callbacks import (
+    Condensation,
+    EffectiveRank,
+    Schedule,
+    TokenLoss,
+    TokenLossProfile,
+    WeightNorms,
+)
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -173,7 +180,8 @@ EVERY = Schedule(every=1)
 VARIANTS = {
     "bare loop": bare,
     "Lightning": fitted(),
-    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss),
+    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile),
+    "token loss": fitted(TokenLoss, TokenLossProfile),
     "everything exact": fitted(
         lambda: Condensation(EVERY, None),
         lambda: EffectiveRank(EVERY, None),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from lit_gamma.arrow_stream import read_batches
 from lit_gamma.errors import InputError
+from lit_gamma.phases import phases_of_roles, role_means
 
 
 def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
@@ -36,11 +39,60 @@ def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
     }
 
 
+def tokens(run_dir: str | Path) -> pd.DataFrame:
+    """Reads the losses of a run's probe, see :class:`lit_gamma.callbacks.ProbeLoss`.
+
+    Args:
+        run_dir: The run's directory.
+
+    Returns:
+        A row per step and token: ``step``, ``loss`` (nats, float16), and what the token is:
+        ``token`` (its number), ``set``, ``block``, ``position``, ``token_id``, ``text``, ``class``,
+        its loss under n-grams and with truncated contexts. ``attrs["probe"]`` is the hash.
+
+    Raises:
+        InputError: The run has no probe.
+    """
+    names = ("probe_loss", "probe_tokens")
+    paths = [Path(run_dir, "trajectory", f"{name}.arrow") for name in names]
+    if not all(path.is_file() for path in paths):
+        raise InputError(
+            f"{run_dir} holds no trajectory/probe_loss.arrow and probe_tokens.arrow; train with "
+            "the callback ProbeLoss"
+        )
+    losses, described = (pa.Table.from_batches(read_batches(path)) for path in paths)
+    n_steps, n_tokens = losses.num_rows, described.num_rows
+    words = {f.name: "category" for f in described.schema if f.type == pa.string()}
+    table: pd.DataFrame = described.to_pandas().astype(words)
+    table = table.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(drop=True)
+    table.insert(0, "step", np.repeat(losses["step"].to_numpy(), n_tokens))
+    table.insert(2, "loss", losses["loss"].combine_chunks().flatten().to_numpy())
+    table.attrs["probe"] = json.loads(described.schema.metadata[b"lit_gamma"])["probe"]
+    return table
+
+
+def phases(run_dir: str | Path, min_change: float = 0.1) -> pd.DataFrame:
+    """Finds when each role condensed, and when it began to expand again.
+
+    Args:
+        run_dir: The run's directory.
+        min_change: Smallest relative change that counts as a move.
+
+    Returns:
+        A row per role and quantity, see :func:`lit_gamma.phases.phases_of_roles`; NaN where a phase
+        is not there.
+
+    Raises:
+        InputError: The run has no record of condensation or effective rank.
+    """
+    return phases_of_roles(load(run_dir), min_change)
+
+
 def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:
     """Finds, per role, where condensation was strongest and the effective rank lowest.
 
-    Both are means over the matrices of the role, each with its newest value, relative to their
-    random-matrix null.
+    Both are means over the matrices of the role, each interpolated between the steps at which it
+    was measured, relative to their random-matrix null.
 
     Args:
         tables: What :func:`load` returns.
@@ -62,9 +114,7 @@ def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, A
 def _extreme(table: pd.DataFrame | None, column: str, largest: bool) -> dict[str, dict[str, Any]]:
     if table is None:
         return {}
-    roles = table.drop_duplicates("matrix").set_index("matrix")["role"]
-    newest = table.pivot(index="step", columns="matrix", values=column)[list(roles.index)].ffill()
-    by_role = newest.T.groupby(roles, sort=False).mean().T
+    by_role = role_means(table, column)
     steps = by_role.idxmax() if largest else by_role.idxmin()
     values = by_role.max() if largest else by_role.min()
     return {

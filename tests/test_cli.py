@@ -102,8 +102,9 @@ def test_text_files_are_learnt(workspace, command_line):
         "--trainer.enable_progress_bar=false",
     )
     tables = trajectory.load("runs/text/version_0")
-    built_in = {"condensation", "effective_rank", "weight_norms", "token_loss"}
-    assert built_in == set(tables)  # too short for a bill every 100 steps
+    probe = {"probe_loss", "probe_tokens"}
+    built_in = {"condensation", "effective_rank", "weight_norms", "token_loss", *probe}
+    assert built_in | {"token_loss_profile"} == set(tables)  # too short for a bill every 100 steps
     assert list(tables["token_loss"]["step"]) == list(range(40))
     matrices = tables["condensation"].groupby("step").size()
     assert list(matrices.index[matrices > 1]) == [*range(11), 13, 16, 20, 25, 32, 40]
@@ -208,7 +209,7 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
 def test_several_processes_record_what_one_does(workspace, processes, strategy):
     def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
-        arguments += ("--trainer.callbacks+=GammaInit",)
+        arguments += ("--trainer.callbacks+=GammaInit", "--trainer.callbacks+=ProbeLoss")
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,
@@ -228,6 +229,11 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
         *(f"--trainer.strategy.{option}" for option in options),
     )
     assert set(together) == set(alone)
+    probes = [tables.pop("probe_loss") for tables in (together, alone)]
+    assert list(probes[0]["step"]) == list(probes[1]["step"]) == [*range(7), 8, 10]
+    np.testing.assert_allclose(*(np.stack(probe["loss"]) for probe in probes), rtol=2e-3)
+    described, expected = (tables.pop("probe_tokens") for tables in (together, alone))
+    pandas.testing.assert_frame_equal(described, expected, rtol=2e-4)
     for table, rows in together.items():
         if table == "overhead":  # a time
             continue

@@ -22,6 +22,7 @@ from lit_gamma.callbacks import (
     RunSummary,
     Schedule,
     TokenLoss,
+    TokenLossProfile,
     WeightNorms,
 )
 from lit_gamma.callbacks.budget import Calibration, Plan
@@ -105,6 +106,7 @@ def test_no_step_waits_for_the_device_until_the_flush(tmp_path, monkeypatch):
         EffectiveRank(SPARSE, None, 1.0, Schedule()),
         WeightNorms(),
         TokenLoss(),
+        TokenLossProfile(Schedule(every=1)),
     ]
     for callback in callbacks:
 

@@ -8,11 +8,13 @@ from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
+from lit_gamma.callbacks.probe_loss import ProbeLoss
 from lit_gamma.callbacks.probes import ProbeTrajectory
 from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
+from lit_gamma.callbacks.token_loss_profile import TokenLossProfile
 from lit_gamma.callbacks.weight_norms import WeightNorms
 from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
 
@@ -24,11 +26,13 @@ __all__ = [
     "GammaInit",
     "NormSaturation",
     "Overhead",
+    "ProbeLoss",
     "ProbeTrajectory",
     "Progress",
     "RunSummary",
     "Schedule",
     "TokenLoss",
+    "TokenLossProfile",
     "TrajectoryCallback",
     "WeightGroup",
     "WeightNorms",

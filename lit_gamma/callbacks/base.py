@@ -21,7 +21,7 @@ from lit_gamma.arrow_stream import read_batches
 from lit_gamma.callbacks.budget import BudgetedCallback
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.side_stream import side_stream
-from lit_gamma.callbacks.tensorboard import grouped_charts, tensorboard_writer
+from lit_gamma.callbacks.tensorboard import tensorboard_writer, write_layout
 from lit_gamma.recorder import Index, Recorder
 
 EVERY_STEP = Schedule(every=1)
@@ -58,11 +58,13 @@ class TrajectoryCallback(BudgetedCallback):
 
     Attributes:
         meanings: What each quantity is, with range and unit; stored in the file's schema.
+        layout: How the table is written: a row per step and item, or see :class:`VectorRecorder`.
         charts: Grouped charts in TensorBoard: title, and the quantities shown as lines. If there
             are any, TensorBoard gets only these quantities; the file always has all.
     """
 
     meanings: ClassVar[Mapping[str, str]] = {}
+    layout: ClassVar[type[Recorder]] = Recorder
     charts: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __init__(
@@ -153,6 +155,10 @@ class TrajectoryCallback(BudgetedCallback):
         """Expected values for random matrices: quantity to array of shape (n_items,)."""
         return {}
 
+    def about(self) -> Mapping[str, Any]:
+        """What the file's schema is to say besides callback, seed and hyper-parameters."""
+        return {}
+
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the current weights."""
         self.record(trainer.global_step, self.observe(trainer, pl_module))
@@ -186,7 +192,9 @@ class TrajectoryCallback(BudgetedCallback):
         self._path = Path(log_dir, "trajectory", f"{self.name}.arrow").absolute()
         if trainer.is_global_zero:
             self.recorder = self._open(trainer, pl_module, kept)
-            self._write_layout(trainer, pl_module)
+            callbacks = trajectory_callbacks(trainer)
+            if callbacks[0] is self:  # TensorBoard keeps one layout per run.
+                write_layout(tensorboard_writer(trainer), callbacks, pl_module)
         self.take_if_due(trainer, pl_module)
 
     def on_train_batch_end(
@@ -262,23 +270,13 @@ class TrajectoryCallback(BudgetedCallback):
             "hyperparameters": {
                 k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
             },
+            **self.about(),
         }
-        return Recorder(
+        return self.layout(
             self._path, index, labels, self.nulls(pl_module), self.meanings, metadata,
             tensorboard_writer(trainer), kept, self.settle,
             {quantity for quantities in self.charts.values() for quantity in quantities},
         )  # fmt: skip
-
-    def _write_layout(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """TensorBoard keeps one layout per run, so the first trajectory callback writes for all."""
-        callbacks = trajectory_callbacks(trainer)
-        writer = tensorboard_writer(trainer)
-        if writer is not None and callbacks[0] is self:
-            items = {c: c.items(pl_module) for c in callbacks if c.charts}
-            outcomes_first = sorted(items, key=lambda c: len(items[c][1]))
-            writer.add_custom_scalars(
-                {c.name: grouped_charts(c.name, c.charts, *items[c]) for c in outcomes_first}
-            )
 
     def _earlier_rows(self) -> list[Any]:
         """Rows up to the checkpoint that training goes on from."""

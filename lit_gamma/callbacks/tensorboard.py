@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.recorder import Index
+
+if TYPE_CHECKING:
+    from lit_gamma.callbacks.base import TrajectoryCallback
 
 _CHART_GROUPS = {
     "query and key": ("query", "key"),
@@ -26,6 +30,20 @@ def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
             writer: SummaryWriter = logger.experiment
             return writer
     return None
+
+
+def write_layout(
+    writer: SummaryWriter | None,
+    callbacks: Sequence[TrajectoryCallback],
+    pl_module: LightningModule,
+) -> None:
+    """Lays out the charts of all callbacks, those with the fewest lines first."""
+    if writer is not None:
+        items = {c: c.items(pl_module) for c in callbacks if c.charts}
+        outcomes_first = sorted(items, key=lambda c: len(items[c][1]))
+        writer.add_custom_scalars(
+            {c.name: grouped_charts(c.name, c.charts, *items[c]) for c in outcomes_first}
+        )
 
 
 def grouped_charts(

@@ -70,8 +70,9 @@ class TokenLoss(BatchTrajectory):
             return self.token_loss(outputs, batch).detach()
         if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
             raise InputError(
-                "TokenLoss finds no token_loss in what training_step returns; return it beside "
-                "loss, or give TokenLoss(token_loss=function of outputs and batch)"
+                f"{type(self).__name__} finds no token_loss in what training_step returns; return "
+                f"it beside loss, or give {type(self).__name__}(token_loss=function of outputs and "
+                "batch)"
             )
         loss: Tensor = outputs["token_loss"]
         return loss

@@ -64,9 +64,16 @@ class AnchorComposition(ResumableDataModule):
         batch_size: Sequences per batch.
         seed: Seed of the training sequences and their order.
 
+    Attributes:
+        token_class: The class of all tokens with a label, see :mod:`lit_gamma.token_classes`: the
+            answer follows from the key and both anchors, wherever they are. The other tokens are
+            random, and have none.
+
     Raises:
         InputError: The task cannot be built; the message names the value.
     """
+
+    token_class = "context_constrained"
 
     def __init__(
         self,

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_gamma.data.documents import Piece
+from lit_gamma.data.ngram_loss import cached_ngram_loss
 from lit_gamma.data.packing import Blocks, Concatenated
 from lit_gamma.data.prepared import TokenFile, cached, write_tokens
-from lit_gamma.data.sampler import MixedBatches, ResumableDataModule
+from lit_gamma.data.sampler import MixedBatches, ResumableDataModule, shares
 from lit_gamma.data.source import Source, weights_of
 from lit_gamma.data.tokenizers import Tokenizer, bpe_size, load_tokenizer, train_bpe
 from lit_gamma.errors import InputError
 
 Batches = DataLoader[dict[str, Tensor]]
+
+_NGRAM_TOKENS = 5_000_000  # Most tokens of the training text that n-grams are counted in.
 
 
 class Text(ResumableDataModule):
@@ -143,6 +148,19 @@ class Text(ResumableDataModule):
         }
 
     test_dataloader = val_dataloader
+
+    def ngram_loss(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The loss of tokens under n-gram models of the training text, each source by its weight.
+
+        Args:
+            windows: The tokens, each with the n - 1 before it, or -1: shape (n_tokens, n).
+
+        Returns:
+            Nats, of the unigram to the n-gram model: shape (n_tokens, n).
+        """
+        parts = [training for training, _ in self._parts.values()]
+        wanted = shares(_NGRAM_TOKENS, self.weights or [len(part) for part in parts])
+        return cached_ngram_loss(self.cache, parts, wanted, self.vocab_size, windows)
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning hook: how far training has come, and the tokenizer."""

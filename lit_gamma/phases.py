@@ -1,0 +1,192 @@
+"""Phases of a run: when does each role condense, and when does it expand again?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import inf, nan
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from lit_gamma.errors import InputError
+
+QUANTITIES = {
+    "mean_squared_cosine_over_null": ("condensation", 1),
+    "effective_rank_over_null": ("effective_rank", -1),
+}
+"""What shows condensation: column to its table, and the sign of the move (up, down)."""
+
+PER_DECADE = 20
+"""Points per factor of ten of steps that a curve is averaged to."""
+
+SPAN = 9
+"""Points that a local fit spans."""
+
+STANDARD_ERRORS = 4.0
+"""A difference is significant beyond so many of its standard errors."""
+
+_RESAMPLES = 500
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of one curve; steps are NaN where there is none.
+
+    Attributes:
+        start: Smoothed value at step 0.
+        condensation_step: Step of the extreme, if the move to it is significant.
+        condensation_low: Lower end of its 90 % interval.
+        condensation_high: Upper end; ∞ if the extreme is at the end: condensation was going on.
+        extreme: Smoothed value there.
+        expansion_step: Last step at which the curve is at its extreme, if it leaves it for good.
+        expansion_low: Lower end of its 90 % interval.
+        expansion_high: Upper end.
+        end: Smoothed value at the end.
+    """
+
+    start: float = nan
+    condensation_step: float = nan
+    condensation_low: float = nan
+    condensation_high: float = nan
+    extreme: float = nan
+    expansion_step: float = nan
+    expansion_low: float = nan
+    expansion_high: float = nan
+    end: float = nan
+
+
+def find_phases(
+    steps: npt.ArrayLike, values: npt.ArrayLike, sign: int, min_change: float = 0.1
+) -> Phases:
+    """Finds the condensation step and the onset of expansion in one curve.
+
+    The curve y = ± ln(value) is averaged to :data:`PER_DECADE` points per decade of 1 + step and
+    smoothed by local quadratic regression over :data:`SPAN` points with tricube weights (Cleveland,
+    JASA 74, 1979, of the second degree). Two points of it differ significantly by more than δ, the
+    larger of ln(1 + min_change) and four standard errors: those of the local fits, from the RMS of
+    the residuals in the same span, each as if its point had been left out.
+
+    - Condensation: the maximum of the smoothed curve, if it lies more than δ above the start.
+    - Expansion: the curve ends more than δ below that maximum; its onset is the last point after
+      the maximum that lies within δ of it.
+
+    Intervals are the 5 % and 95 % quantiles over wild-bootstrap curves (residuals with random
+    signs on the smoothed curve, smoothed again) that show the phase, and hold at least the
+    neighbouring points.
+
+    Args:
+        steps: Optimizer steps, ascending, shape (n,).
+        values: Positive values relative to their null, shape (n,).
+        sign: 1 where condensation is a rise, -1 where it is a fall.
+        min_change: Smallest relative change that counts.
+
+    Returns:
+        The phases; without any for fewer points than a local fit spans.
+    """
+    x, y = _averaged(np.asarray(steps, float), sign * np.log(np.asarray(values, float)))
+    if len(x) < SPAN:
+        return Phases()
+    smoother = _smoother(x)
+    curve = smoother @ y
+    residuals = (y - curve) / np.maximum(1 - np.diag(smoother), 0.1)
+    noise = np.sqrt(((smoother != 0) * residuals**2).sum(axis=1) / SPAN)
+    errors = STANDARD_ERRORS * noise * np.linalg.norm(smoother, axis=1)
+    peak, onset = _turns(curve[None], errors, min_change)[:, 0]
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
+    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
+    points = np.rint(10**x - 1)
+    start, end = (float(np.exp(sign * curve[i])) for i in (0, -1))
+    if peak < 0:
+        return Phases(start=start, end=end)
+    low, high = _interval(points, peak, peaks)
+    condensed = points[peak], low, inf if peak == len(points) - 1 else high
+    expanded = (nan, nan, nan)
+    if onset >= 0:
+        expanded = points[onset], *_interval(points, onset, onsets)
+    return Phases(start, *condensed, float(np.exp(sign * curve[peak])), *expanded, end)
+
+
+def phases_of_roles(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
+    """Finds the phases of every role, by each of :data:`QUANTITIES` that was recorded.
+
+    Args:
+        tables: What :func:`lit_gamma.trajectory.load` returns.
+        min_change: See :func:`find_phases`.
+
+    Returns:
+        A row per role and quantity: ``role``, ``quantity``, and the attributes of :class:`Phases`.
+
+    Raises:
+        InputError: Neither quantity was recorded, or ``min_change`` is not positive.
+    """
+    if not min_change > 0:
+        raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
+    recorded = {q: v for q, v in QUANTITIES.items() if v[0] in tables}
+    if not recorded:
+        raise InputError("phases need the tables condensation or effective_rank; the run has none")
+    rows = []
+    for quantity, (table, sign) in recorded.items():
+        for role, curve in role_means(tables[table], quantity).items():
+            seen = curve[np.isfinite(curve) & (curve > 0)]
+            found = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
+            rows.append({"role": role, "quantity": quantity, **asdict(found)})
+    phases: pd.DataFrame = pd.DataFrame(rows)
+    return phases
+
+
+def role_means(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Means over the matrices of each role, between measurements interpolated in the step.
+
+    Args:
+        table: A table with a row per step and matrix.
+        column: The quantity.
+
+    Returns:
+        A column per role, indexed by step.
+    """
+    roles = table.drop_duplicates("matrix").set_index("matrix")["role"]
+    measured = table.pivot(index="step", columns="matrix", values=column)[list(roles.index)]
+    each = measured.interpolate(method="index")
+    means: pd.DataFrame = each.T.groupby(roles, sort=False).mean().T
+    return means
+
+
+def _averaged(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Means of log10(1 + step) and of the values, over bins of equal width in it."""
+    x = np.log10(1 + steps)
+    _, which, n = np.unique((x * PER_DECADE).round(), return_inverse=True, return_counts=True)
+    return np.bincount(which, x) / n, np.bincount(which, values) / n
+
+
+def _smoother(x: Floats) -> Floats:
+    """The matrix that smooths a curve given at x: local quadratics, shape (n, n)."""
+    smoother = np.zeros((len(x), len(x)))
+    for i, center in enumerate(x):
+        distance = np.abs(x - center)
+        near = np.argsort(distance, kind="stable")[:SPAN]
+        u = (x[near] - center) / (distance[near].max() * 1.001)
+        root = np.sqrt((1 - np.abs(u) ** 3) ** 3)
+        design = np.stack([np.ones(SPAN), u, u**2], axis=1)
+        smoother[i, near] = np.linalg.pinv(design * root[:, None])[0] * root
+    return smoother
+
+
+def _turns(curves: Floats, errors: Floats, min_change: float) -> npt.NDArray[np.int64]:
+    """Places of peak and onset in each curve (m, n), -1 where there is none: shape (2, m)."""
+    n = curves.shape[1]
+    peak = curves.argmax(axis=1)
+    delta = np.maximum(np.log1p(min_change), np.hypot(errors, errors[peak][:, None]))
+    below = curves.max(axis=1, keepdims=True) - curves
+    moved = below[:, 0] > delta[:, 0]
+    last = n - 1 - (below <= delta)[:, ::-1].argmax(axis=1)
+    return np.stack([np.where(moved, peak, -1), np.where(moved & (last < n - 1), last, -1)])
+
+
+def _interval(points: Floats, found: int, again: npt.NDArray[np.int64]) -> tuple[float, float]:
+    low, high = np.quantile(points[np.append(again[again >= 0], found)], [0.05, 0.95])
+    last = len(points) - 1
+    return min(low, points[max(found - 1, 0)]), max(high, points[min(found + 1, last)])
