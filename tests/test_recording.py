@@ -155,8 +155,12 @@ def test_what_waits_too_long_or_grows_too_large_is_written(tmp_path, monkeypatch
 def plan(record: float, training: float, steps: int, schedule: Schedule) -> Plan:
     calibration = Calibration()
     calibration.step_seconds = [9.0, 9.0, *[training] * 8]
-    for seconds in (7.0, record, record):
-        calibration.add("record", seconds)
+    calibration.add("record", 7.0)
+    calibration.add("write", 7.0)
+    for _ in range(4):  # a quarter of it is its share of the writing
+        calibration.add("record", 0.75 * record)
+    calibration.add("write", record)
+    calibration.add("write", 7.0)  # nothing was waiting
     trainer = SimpleNamespace(estimated_stepping_batches=steps)
     return Plan(calibration, {"record": schedule}, trainer)
 

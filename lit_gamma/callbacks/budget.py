@@ -37,7 +37,13 @@ class Calibration:
         self.step = -1
         self.step_seconds: list[float] = []
         self._job_seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._unwritten = 0
         self._last: tuple[float, float] | None = None
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up has just ended."""
+        return len(self.step_seconds) == WARMUP_STEPS
 
     @property
     def done(self) -> bool:
@@ -63,13 +69,20 @@ class Calibration:
         self._last = now, recording
 
     def add(self, job: str, seconds: float) -> None:
-        """Notes what a job took once."""
-        self._job_seconds[job].append(seconds)
+        """Notes what a job took once; ``write`` is shared by the records since the last one."""
+        if job == "write":
+            if self._unwritten:
+                self._job_seconds[job].append(seconds / self._unwritten)
+            self._unwritten = 0
+        else:
+            self._job_seconds[job].append(seconds)
+            self._unwritten += job == "record"
 
     def cost(self, job: str) -> float:
-        """Seconds that a job takes once, the median; its first time is a warm-up."""
+        """Seconds that a job takes once, the median, writing included; the first is a warm-up."""
         times = self._job_seconds[job]
-        return median(times[1:] or times or [0.0])
+        once = median(times[1:] or times or [0.0])
+        return once + self.cost("write") if job == "record" else once
 
 
 class Plan:
@@ -179,6 +192,9 @@ class BudgetedCallback(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         spent = sum(c.seconds for c in callbacks if isinstance(c, BudgetedCallback))
         calibration.end_step(trainer.global_step, spent)
+        if calibration.warm or calibration.done:
+            with self.billed("write"):
+                self.flush()
         if calibration.done and self.overhead is not None:
             self._calibration = None
             plan = Plan(calibration, self.jobs, trainer)
@@ -195,7 +211,6 @@ class BudgetedCallback(Callback):
         start = time.perf_counter()
         yield
         if self._calibration is not None:
-            self.flush()
             self._wait_if_calibrating()
             self._calibration.add(job, time.perf_counter() - start)
         self.seconds += time.perf_counter() - start
