@@ -37,6 +37,8 @@ class AnchorReasoning(TrajectoryCallback):
         pictures: The steps to draw; by default four per factor of ten.
     """
 
+    default_schedule = Schedule(every=50, per_decade=4)
+    default_pictures = Schedule(per_decade=4)
     meanings: ClassVar[Mapping[str, str]] = {
         "composition": "share of unseen sequences answered by composition; 0..1",
         "symmetry": "share of unseen sequences answered as the mirror image; 0..1",
@@ -51,8 +53,7 @@ class AnchorReasoning(TrajectoryCallback):
         schedule: Schedule | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        schedule = schedule or Schedule(every=50, per_decade=4)
-        super().__init__(schedule, pictures=pictures or Schedule(per_decade=4))
+        super().__init__(schedule, pictures=pictures)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gamma.errors import InputError
-
-IGNORED = -100
-"""The label of tokens without loss."""
+from lit_gamma.language_model import IGNORED
 
 MOST_BATCHES = 1000
 """Batches of a validation set that are read to choose from."""

@@ -21,8 +21,9 @@ from safetensors.torch import load_model, save_model
 from lit_gamma.data.documents import LocalDocuments, Piece
 from lit_gamma.data.packing import Blocks
 from lit_gamma.data.prepared import TokenFile, write_tokens
-from lit_gamma.data.tokenizers import Tokenizer
+from lit_gamma.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gamma.errors import InputError
+from lit_gamma.language_model import IGNORED
 from lit_gamma.transformer import Transformer, TransformerConfig
 
 
@@ -76,8 +77,7 @@ def load(path: str | Path) -> Trained:
     end_of_text = config.pop("end_of_text")
     tokenizer = None
     if end_of_text is not None:
-        backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        tokenizer = Tokenizer(backend, end_of_text)
+        tokenizer = load_tokenizer(str(path / "tokenizer.json"), end_of_text)
     return Trained(model.eval(), config, tokenizer)
 
 
@@ -197,5 +197,5 @@ def text_loss(
             logits = model(batch["input_ids"]).flatten(0, 1).float()
             labels = batch["labels"].flatten()
             total += F.cross_entropy(logits, labels, reduction="sum").item()
-            n_tokens += int((labels != -100).sum())
+            n_tokens += int((labels != IGNORED).sum())
     return TextLoss(n_tokens, n_bytes, total / n_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pyarrow as pa
 
 from lit_gamma.arrow_stream import read_batches
 from lit_gamma.errors import InputError
-from lit_gamma.phases import phases_of_roles, role_means
+from lit_gamma.phases import QUANTITIES, phases_of_roles, role_means
 
 
-def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
-    """Reads every table of a run, finished or not.
+def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:
+    """Reads the tables of a run, finished or not.
 
     Args:
         run_dir: The run's directory, ``runs/<experiment>/version_N``.
+        names: The tables to read, of those that there are; all by default.
 
     Returns:
         Name of the table (``condensation``, ``effective_rank``, ...) to its rows, in the order of
@@ -31,7 +33,8 @@ def load(run_dir: str | Path) -> dict[str, pd.DataFrame]:
     paths = sorted(Path(run_dir, "trajectory").glob("*.arrow"))
     if not paths:
         raise InputError(f"{run_dir} holds no trajectory/*.arrow; give the directory of a run")
-    tables = {path.stem: read_batches(path) for path in paths}
+    wanted = [path for path in paths if names is None or path.stem in names]
+    tables = {path.stem: read_batches(path) for path in wanted}
     return {
         name: pa.Table.from_batches(batches).to_pandas()
         for name, batches in tables.items()
@@ -85,7 +88,7 @@ def phases(run_dir: str | Path, min_change: float = 0.1) -> pd.DataFrame:
     Raises:
         InputError: The run has no record of condensation or effective rank.
     """
-    return phases_of_roles(load(run_dir), min_change)
+    return phases_of_roles(load(run_dir, [table for table, _ in QUANTITIES.values()]), min_change)
 
 
 def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:

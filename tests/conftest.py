@@ -63,6 +63,20 @@ def workspace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+class Snapshots(lightning.Callback):
+    """Keeps the weights of every step."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        state = pl_module.state_dict()
+        self.weights[trainer.global_step] = {k: v.clone() for k, v in state.items()}
+
+
 def tiny_module(gamma: float = 0.8, **transformer) -> LanguageModel:
     shape = {"vocab_size": 110, "context_length": 9, "d_model": 16, **transformer}
     return LanguageModel(

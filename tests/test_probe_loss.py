@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import fit, tiny_module
+from conftest import Snapshots, fit, tiny_module
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -31,18 +31,6 @@ from lit_gamma.token_classes import NGRAMS, TokenClasses
 
 EVERY = Schedule(every=1)
 LENGTH = 24
-
-
-class Snapshots(lightning.Callback):
-    def __init__(self):
-        self.weights = {}
-
-    def on_train_start(self, trainer, pl_module):
-        self.on_train_batch_end(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        state = pl_module.transformer.state_dict()
-        self.weights[trainer.global_step] = {k: v.clone() for k, v in state.items()}
 
 
 def fit_text(root: Path, files: dict[str, Path], *callbacks, length=LENGTH, steps=5):
@@ -90,7 +78,7 @@ def test_the_weights_of_a_step_give_its_losses_up_to_half_precision(recorded):
     assert len(table) > 6 * 9 * (LENGTH - 1)
     model = trainer.lightning_module.transformer
     for row in table.sample(1000, random_state=0).itertuples():
-        model.load_state_dict(kept.weights[row.step])
+        trainer.lightning_module.load_state_dict(kept.weights[row.step])
         block = data.val_sets[row.set][torch.tensor([row.block])]
         label = block["labels"][0, row.position]
         expected = loss_by_hand(model, block["input_ids"][0, : row.position + 1], label)
@@ -103,7 +91,7 @@ def test_truncated_contexts_are_those_of_a_shorter_input(recorded):
     trainer, data, kept = recorded
     table = trajectory.load(trainer.log_dir)["probe_tokens"]
     model = trainer.lightning_module.transformer
-    model.load_state_dict(kept.weights[5])
+    trainer.lightning_module.load_state_dict(kept.weights[5])
     assert [c for c in table if c.startswith("context")] == [f"context_{2**i}" for i in range(5)]
     for row in table.sample(40, random_state=0).to_dict("records"):
         block = data.val_sets[row["set"]][torch.tensor([row["block"]])]

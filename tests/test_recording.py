@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from types import SimpleNamespace
 
-import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import fit, tiny_module
+from conftest import Snapshots, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,18 +29,6 @@ from lit_gamma.callbacks.budget import Calibration, Plan
 SPARSE = Schedule(dense_until=2, per_decade=4)
 
 
-class Snapshots(lightning.Callback):
-    def __init__(self):
-        self.weights = {}
-
-    def on_train_start(self, trainer, pl_module):
-        self.on_train_batch_end(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        weights = {k: v.double().numpy().copy() for k, v in pl_module.state_dict().items()}
-        self.weights[trainer.global_step] = weights
-
-
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
 def test_values_taken_in_turn_are_the_exact_ones_and_the_certificate_holds(tmp_path, gamma):
     snapshots = Snapshots()
@@ -52,7 +39,7 @@ def test_values_taken_in_turn_are_the_exact_ones_and_the_certificate_holds(tmp_p
     tables = trajectory.load(trainer.log_dir)
 
     def weight(row) -> np.ndarray:
-        return snapshots.weights[row.step][f"{row.matrix}.weight"]
+        return snapshots.weights[row.step][f"{row.matrix}.weight"].double().numpy()
 
     for row in tables["condensation"].itertuples():
         unit = weight(row) / np.linalg.norm(weight(row), axis=1, keepdims=True)

@@ -24,8 +24,6 @@ from lit_gamma.callbacks.side_stream import side_stream
 from lit_gamma.callbacks.tensorboard import tensorboard_writer, write_layout
 from lit_gamma.recorder import Index, Recorder
 
-EVERY_STEP = Schedule(every=1)
-
 PICTURES = Schedule(per_decade=4)
 """The steps at which callbacks that draw do so by default."""
 
@@ -58,11 +56,16 @@ class TrajectoryCallback(BudgetedCallback):
 
     Attributes:
         meanings: What each quantity is, with range and unit; stored in the file's schema.
+        default_schedule: The schedule if none is given.
+        default_pictures: The same for ``pictures``.
         layout: How the table is written: a row per step and item, or see :class:`VectorRecorder`.
         charts: Grouped charts in TensorBoard: title, and the quantities shown as lines. If there
             are any, TensorBoard gets only these quantities; the file always has all.
     """
 
+    # As default values of arguments these would lend their `every` to {per_decade: 5} in a config.
+    default_schedule: ClassVar[Schedule] = Schedule(every=1)
+    default_pictures: ClassVar[Schedule | None] = None
     meanings: ClassVar[Mapping[str, str]] = {}
     layout: ClassVar[type[Recorder]] = Recorder
     charts: ClassVar[Mapping[str, Sequence[str]]] = {}
@@ -74,9 +77,8 @@ class TrajectoryCallback(BudgetedCallback):
         pictures: Schedule | None = None,
     ) -> None:
         super().__init__(overhead)
-        # As a default value it would lend its `every` to a config that says {per_decade: 5}.
-        self.schedule = EVERY_STEP if schedule is None else schedule
-        self.pictures = pictures
+        self.schedule = schedule or self.default_schedule
+        self.pictures = pictures or self.default_pictures
         self.recorder: Recorder | None = None
         self._path: Path | None = None
         self._last_step = -1

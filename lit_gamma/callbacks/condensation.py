@@ -55,6 +55,8 @@ class Condensation(WeightTrajectory):
         heatmap_rows: Most rows in an image; of more, an evenly spaced selection is drawn.
     """
 
+    default_schedule = TIERED
+    default_pictures = PICTURES
     meanings: ClassVar[Mapping[str, str]] = {
         "mean_squared_cosine": "mean cos² between distinct rows; 0..1; null 1/d_in",
         "mean_absolute_cosine": "mean |cos| between distinct rows; 0..1",
@@ -76,7 +78,7 @@ class Condensation(WeightTrajectory):
         heatmap_roles: Sequence[str] = ("embedding", "query", "key", "value", "mlp_up", "lm_head"),
         heatmap_rows: int = 128,
     ) -> None:
-        super().__init__(schedule or TIERED, overhead, matrices_per_step, pictures or PICTURES)
+        super().__init__(schedule, overhead, matrices_per_step, pictures)
         self.heatmap_roles = heatmap_roles
         self.heatmap_rows = heatmap_rows
 

@@ -42,6 +42,8 @@ class EffectiveRank(WeightTrajectory):
         pictures: The steps to write the histograms; by default four per factor of ten.
     """
 
+    default_schedule = TIERED
+    default_pictures = PICTURES
     meanings: ClassVar[Mapping[str, str]] = {
         "effective_rank": "exp of the entropy of s / sum(s) (Roy & Vetterli 2007); 1..min(n, d)",
         "participation_ratio": "sum(s^2)^2 / sum(s^4); 1..min(n, d)",
@@ -60,7 +62,7 @@ class EffectiveRank(WeightTrajectory):
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule or TIERED, overhead, matrices_per_step, pictures or PICTURES)
+        super().__init__(schedule, overhead, matrices_per_step, pictures)
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""

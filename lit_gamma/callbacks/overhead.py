@@ -31,6 +31,7 @@ class Overhead(TrajectoryCallback):
         schedule: The steps to record, every 100 by default; nothing is known yet at step 0.
     """
 
+    default_schedule = Schedule(every=100)
     meanings: ClassVar[Mapping[str, str]] = {
         "ms_per_step": "milliseconds per optimizer step spent in the callback, on the host; >= 0",
         "share_of_step": "the same over the time of a step without trajectory callbacks; >= 0",
@@ -38,7 +39,7 @@ class Overhead(TrajectoryCallback):
     charts: ClassVar[Mapping[str, Sequence[str]]] = {"share of a step": ["share_of_step"]}
 
     def __init__(self, schedule: Schedule | None = None) -> None:
-        super().__init__(Schedule(every=100) if schedule is None else schedule)
+        super().__init__(schedule)
 
     def due(self, step: int) -> bool:
         """See :class:`TrajectoryCallback`."""

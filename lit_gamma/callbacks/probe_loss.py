@@ -19,6 +19,7 @@ from lit_gamma.arrow_stream import read_batches
 from lit_gamma.callbacks.base import PICTURES, TrajectoryCallback
 from lit_gamma.callbacks.probe_charts import chart_classes, draw_probe
 from lit_gamma.callbacks.probe_tokens import describe, write_tokens
+from lit_gamma.callbacks.probes import probing
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.tensorboard import tensorboard_writer
 from lit_gamma.errors import InputError
@@ -71,6 +72,8 @@ class ProbeLoss(TrajectoryCallback):
         pictures: The steps of histograms and images; by default four per factor of ten.
     """
 
+    default_schedule = Schedule(per_decade=10)
+    default_pictures = PICTURES
     meanings: ClassVar[Mapping[str, str]] = {
         "loss": "loss of each token of probe_tokens.arrow, in its order, nats; half precision"
     }
@@ -90,8 +93,7 @@ class ProbeLoss(TrajectoryCallback):
         classes: TokenClasses | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        schedule = schedule or Schedule(per_decade=10)
-        super().__init__(schedule, overhead, pictures or PICTURES)
+        super().__init__(schedule, overhead, pictures)
         if blocks < 1:
             raise InputError(f"ProbeLoss: blocks must be at least 1, got {blocks}")
         self.blocks = blocks
@@ -129,7 +131,7 @@ class ProbeLoss(TrajectoryCallback):
         self._at = self.probe.labelled.flatten().nonzero()[:, 0]
         self._newest = -1, torch.empty(0)
         # A module that takes no shorter sequences is to fail now, not at the end.
-        with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+        with probing(trainer, pl_module):
             self._run(pl_module, {name: rows[:1, :1] for name, rows in on_device.items()})
         self._tokens = describe(self.probe, _data(trainer)) if trainer.is_global_zero else {}
         super().on_train_start(trainer, pl_module)
@@ -138,7 +140,7 @@ class ProbeLoss(TrajectoryCallback):
     def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
         """Runs the probe."""
         if self._newest[0] != trainer.global_step:
-            with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+            with probing(trainer, pl_module):
                 loss = self._run(pl_module, self.probe.batch)
             self._newest = trainer.global_step, loss.flatten()[self._at].half()
         return {"loss": self._newest[1]}
@@ -215,7 +217,7 @@ class ProbeLoss(TrajectoryCallback):
         batch = self.probe.batch
         length = batch["labels"].shape[1]
         contexts = [2**i for i in range((length - 1).bit_length())]
-        with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+        with probing(trainer, pl_module):
             losses = {
                 f"context_{context}": truncated_loss(
                     lambda windows: self._run(pl_module, windows), batch, context

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,13 @@ from lit_gamma.errors import InputError
 from lit_gamma.parameters import layer_of
 from lit_gamma.probe import Forward, Seen, first_samples, plain_forward, undisturbed
 from lit_gamma.recorder import Index
+
+
+@contextmanager
+def probing(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Lets a forward run in training's precision, :func:`lit_gamma.probe.undisturbed`."""
+    with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+        yield
 
 
 class ProbeTrajectory(TrajectoryCallback):
@@ -44,6 +51,7 @@ class ProbeTrajectory(TrajectoryCallback):
         uniform: Quantity to the one that :meth:`watch` gives as its reference value.
     """
 
+    default_schedule = Schedule(per_decade=10)
     uniform: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
@@ -53,7 +61,7 @@ class ProbeTrajectory(TrajectoryCallback):
         samples: int = 8,
         forward: Forward | None = None,
     ) -> None:
-        super().__init__(Schedule(per_decade=10) if schedule is None else schedule, overhead)
+        super().__init__(schedule, overhead)
         if samples < 1:
             raise InputError(f"{self.name}: samples must be at least 1, got {samples}")
         self.samples = samples
@@ -141,11 +149,7 @@ class ProbeTrajectory(TrajectoryCallback):
         self.batch = state_dict["batch"]
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> list[Seen]:
-        with (
-            undisturbed(pl_module),
-            trainer.precision_plugin.train_step_context(),
-            self.watch(pl_module) as seen,
-        ):
+        with probing(trainer, pl_module), self.watch(pl_module) as seen:
             self.forward(pl_module, self.batch)
         return seen
 

@@ -107,7 +107,11 @@ class RunSummary(Callback):
             "seconds": round(self._seconds(), 2),
             "metrics": metrics,
             "overhead": self._overhead(trainer),
-            **(trajectory.extremes(trajectory.load(run_dir)) if recorded else {}),
+            **(
+                trajectory.extremes(trajectory.load(run_dir, ("condensation", "effective_rank")))
+                if recorded
+                else {}
+            ),
         }
         draft = run_dir / "summary.json.tmp"
         try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
+from lit_gamma.callbacks.weights import TIERED
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""
@@ -47,6 +47,7 @@ class TokenLossProfile(TokenLoss):
         token_loss: See :class:`TokenLoss`.
     """
 
+    default_schedule = TIERED
     meanings: ClassVar[Mapping[str, str]] = {
         **{
             name: f"mean loss of the tokens with {c // 2 + 1} .. {c if c < 2048 else '∞'} tokens "
@@ -62,15 +63,6 @@ class TokenLossProfile(TokenLoss):
         "loss by context": list(_MEANS),
         "share of tokens by loss": list(_SHARES),
     }
-
-    def __init__(
-        self,
-        schedule: Schedule | None = None,
-        overhead: float | None = None,
-        token_loss: Callable[[Any, Any], Tensor] | None = None,
-    ) -> None:
-        spaced = Schedule(per_decade=10, dense_until=10) if schedule is None else schedule
-        super().__init__(spaced, overhead, token_loss)
 
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """See :class:`BatchTrajectory`."""
