@@ -1,14 +1,16 @@
-"""What recording costs: whole fits, interleaved in one process, as ratios to Lightning alone.
+"""What recording costs: whole fits, step by step in turn in one process, over Lightning alone.
 
+    pip install greenlet
     python benchmarks/overhead.py --rows anchor --rounds 5 --steps 600 --planned 1500
 
 "Lightning's cost" is Lightning over the bare loop, "our cost" the callbacks over Lightning.
 
-Every round fits each variant once, in turn, on the same batches from the same initialization. Fits
-end after ``--steps`` of the ``--planned`` steps that the callbacks' budgets count on, and are timed
-from step ``--first`` on; the first ten steps are the dearest, as all matrices are measured there. A
-ratio is taken within a round; the table gives the median over the rounds, with the smallest and
-largest.
+Every round fits all variants at once, in one thread: each takes a step (on a GPU twenty), then the
+next one does, so that a machine whose speed drifts is as fast for all. A fit does not see the time
+of the others. All have the same batches and the same initialization. Fits end after ``--steps`` of
+the ``--planned`` steps that the callbacks' budgets count on, and are timed from step ``--first`` to
+the end of the fit; the first steps are the dearest, as all matrices are measured there. A ratio is
+taken within a round; the table gives the median over the rounds, with the smallest and largest.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from unittest import mock
 
 import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from greenlet import getcurrent, greenlet
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -74,28 +79,53 @@ class Naive(lightning.Callback):
             pl_module.log(f"{m.name}/norm", m.weight.norm())
 
 
-def wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
+STEPS_PER_TURN = 20 if GPU else 1
 
 
-class Clock(lightning.Callback):
-    """Milliseconds per step, the first steps left out; ends the fit."""
+def in_turns(runs: Mapping[str, Callable[[], None]], first: int, steps: int) -> dict[str, float]:
+    """Does all runs of so many steps, a turn of each at a time; each calls :func:`step_starts`.
 
-    def __init__(self, first: int, steps: int) -> None:
-        self.first, self.steps = first, steps
+    Returns:
+        Milliseconds per step of each, from step ``first`` to its end.
+    """
+    now = time.perf_counter
+    own: dict[greenlet, float] = {}  # Seconds of each run so far, which is all that it sees.
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    waiting = {name: greenlet(run) for name, run in runs.items()}
+    while waiting:
+        for name, run in list(waiting.items()):
+            start = now() - own.get(run, 0.0)
+            with mock.patch("time.perf_counter", lambda start=start: now() - start):
+                run.switch()
+            if GPU:
+                torch.cuda.synchronize()
+            spent = now() - start
+            seconds[name].append(spent - own.get(run, 0.0))
+            own[run] = spent
+            if run.dead:
+                del waiting[name]
+    skipped = 1 + first // STEPS_PER_TURN  # The first turn is what comes before the first step.
+    per_step = 1e3 / (steps - first)
+    return {name: per_step * sum(turns[skipped:]) for name, turns in seconds.items()}
+
+
+def step_starts(step: int) -> None:
+    """Lets the other runs have their turn."""
+    if step % STEPS_PER_TURN == 0:
+        getcurrent().parent.switch()
+
+
+class Turns(lightning.Callback):
+    """Gives way between steps; ends the fit."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == self.first:
-            wait()
-            self.start = time.perf_counter()
+        step_starts(batch_idx)
 
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = trainer.global_step >= self.steps
-
-    def on_train_end(self, trainer, pl_module):
-        wait()
-        self.ms = (time.perf_counter() - self.start) * 1e3 / (trainer.global_step - self.first)
 
 
 class Batches(lightning.LightningDataModule):
@@ -128,20 +158,17 @@ def module(row: Row) -> LanguageModel:
 
 def bare(
     row: Row,
-    first: int,
     steps: int,
     planned: int,
     make: Callable[[Row], nn.Module] = lambda row: module(row).transformer,
-) -> float:
-    """Milliseconds per step of a plain PyTorch loop."""
+) -> None:
+    """A plain PyTorch loop."""
     model = make(row).to(DEVICE)
     if GPU:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     for step, batch in enumerate(Batches(row, steps).loader):
-        if step == first:
-            wait()
-            start = time.perf_counter()
+        step_starts(step)
         ids, labels = batch["input_ids"].to(DEVICE), batch["labels"].to(DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             logits = model(ids)
@@ -150,13 +177,12 @@ def bare(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    wait()
-    return (time.perf_counter() - start) * 1e3 / (steps - first)
 
 
-def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int, int], float]:
-    def run(row: Row, first: int, steps: int, planned: int) -> float:
-        clock = Clock(first, steps)
+def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int], None]:
+    """A fit with those callbacks."""
+
+    def run(row: Row, steps: int, planned: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             lightning.Trainer(
                 accelerator=DEVICE.type,
@@ -165,12 +191,11 @@ def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int,
                 max_steps=planned,
                 gradient_clip_val=1.0,
                 logger=TensorBoardLogger(folder, default_hp_metric=False),
-                callbacks=[*(kind() for kind in kinds), clock],
+                callbacks=[*(kind() for kind in kinds), Turns(steps)],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ).fit(module(row), Batches(row, steps))
-        return clock.ms
 
     return run
 
@@ -198,7 +223,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--first", type=int, default=1, help="step at which the clock starts")
+    parser.add_argument("--first", type=int, default=0, help="step at which the clock starts")
     parser.add_argument("--planned", type=int, default=1000)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -210,10 +235,10 @@ def main() -> None:
     )
     print("| row | variant | ms per step | - Lightning | ÷ Lightning |\n|---|---|---|---|---|")
     for name in args.rows:
-        fit = (ROWS[name], args.first, args.steps, args.planned)
-        variants = dict.fromkeys(["Lightning", *args.variants])
-        rounds = [{v: VARIANTS[v](*fit) for v in variants} for _ in range(args.rounds)]
-        for variant in variants:
+        fit = (ROWS[name], args.steps, args.planned)
+        runs = {v: partial(VARIANTS[v], *fit) for v in ["Lightning", *args.variants]}
+        rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
+        for variant in runs:
             ms = np.median([r[variant] for r in rounds])
             ratio = np.array([r[variant] / r["Lightning"] for r in rounds])
             spread = f"{np.median(ratio):.3f} ({ratio.min():.3f} .. {ratio.max():.3f})"

@@ -1,28 +1,31 @@
-"""Training throughput beside the peers: same shapes, data, dtype, batch and threads, interleaved.
+"""Training throughput beside the peers: same shapes, data, dtype, batch and threads, in turn.
 
-    pip install --no-deps litgpt psutil
-    python benchmarks/throughput.py --shapes laptop --rounds 5 --steps 100
+    pip install greenlet && pip install --no-deps litgpt psutil
+    python benchmarks/throughput.py --shapes laptop --rounds 5 --steps 300 --planned 300
 
 Every model has the same layers, heads, width, context, vocabulary and, up to norms and biases, as
 many parameters; the bare loop is the same for all: fused AdamW, clipping, cross-entropy. On a GPU
-everything is compiled and runs in bfloat16. A round trains each variant once from a fresh
-initialization and leaves the first steps out. The table gives medians over the rounds, the smallest
-and largest in brackets; a ratio is taken within a round, to the fastest peer of that round.
+everything is compiled and runs in bfloat16. A round trains every variant once from a fresh
+initialization, a step of each in turn, as in ``overhead.py``. The table gives medians over the
+rounds, the smallest and largest in brackets; a ratio is taken within a round, to the fastest peer
+of that round. Peak memory is that of ten steps in a process of their own, above what was held.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import platform
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from overhead import GPU, VARIANTS, Row, bare, module
+from overhead import GPU, VARIANTS, Row, bare, in_turns, module
 from torch import Tensor, nn
 
 from lit_gamma import TransformerConfig
@@ -102,22 +105,28 @@ def hf_llama(row: Row) -> nn.Module:
 
 
 PEERS = {"litgpt": litgpt, "transformers GPT-2": hf_gpt2, "transformers Llama": hf_llama}
-OURS = {"lit-gamma, bare loop": lambda row: module(row).transformer}
+LOOPS = {**PEERS, "lit-gamma, bare loop": lambda row: module(row).transformer}
 LIGHTNING = {"lit-gamma, Lightning": "Lightning", "lit-gamma, default callbacks": "defaults"}
 
 
-def measured(run: Callable[[], float]) -> tuple[float, float]:
-    """What ``run`` returns, and the peak memory above what was held before it, MiB."""
-    gc.collect()
+def variants(row: Row, steps: int, planned: int) -> dict[str, Callable[[], None]]:
+    """What is run, by name."""
+    loops = {name: partial(bare, row, steps, planned, make) for name, make in LOOPS.items()}
+    fits = {name: partial(VARIANTS[v], row, steps, planned) for name, v in LIGHTNING.items()}
+    return {**loops, **fits}
+
+
+def peak_memory(shape: str, variant: str) -> float:
+    """What ten steps need above what the process held before them, MiB."""
+    quiet()
+    run = variants(SHAPES[shape], 10, 10)[variant]
     if GPU:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        ms = run()
-        return ms, torch.cuda.max_memory_allocated() / 2**20
+        in_turns({variant: run}, 0, 10)
+        return torch.cuda.max_memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here.
     before = _resident("VmRSS")
-    ms = run()
-    return ms, _resident("VmHWM") - before
+    in_turns({variant: run}, 0, 10)
+    return _resident("VmHWM") - before
 
 
 def _resident(field: str) -> float:
@@ -125,29 +134,21 @@ def _resident(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def variants(row: Row, first: int, steps: int, planned: int) -> dict[str, Callable[[], float]]:
-    """What is run, by name."""
-    loops = {**PEERS, **OURS}
-    runs = {
-        name: lambda make=make: bare(row, first, steps, planned, make)  # type: ignore[misc]
-        for name, make in loops.items()
-    }
-    for name, variant in LIGHTNING.items():
-        runs[name] = lambda variant=variant: VARIANTS[variant](row, first, steps, planned)
-    return runs
+def quiet() -> None:
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_flush_denormal(True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["laptop"], choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=20, help="step at which the clock starts")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--planned", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=10, help="step at which the clock starts")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--planned", type=int, default=300)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.set_flush_denormal(True)
+    quiet()
     name = torch.cuda.get_device_name() if GPU else platform.machine()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
     print(f"{args.rounds} rounds, steps {args.first} to {args.steps} of {args.planned}")
@@ -155,19 +156,20 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for shape in args.shapes:
         row = SHAPES[shape]
-        runs = variants(row, args.first, args.steps, args.planned)
-        rounds = [{k: measured(run) for k, run in runs.items()} for _ in range(args.rounds)]
+        runs = variants(row, args.steps, args.planned)
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+            memory = dict(zip(runs, fresh.map(partial(peak_memory, shape), runs), strict=True))
+        rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
         tokens = row.batch_size * row.transformer.context_length
-        makers = {**PEERS, **OURS, **dict.fromkeys(LIGHTNING, *OURS.values())}
-        for variant, make in makers.items():
+        for variant in runs:
+            speed = np.array([tokens / r[variant] * 1e3 for r in rounds])
+            peer = np.array([min(r[p] for p in PEERS) / r[variant] for r in rounds])
+            make = LOOPS.get(variant, LOOPS["lit-gamma, bare loop"])
             size = sum(p.numel() for p in make(row).parameters()) / 1e6
-            speed = np.array([tokens / r[variant][0] * 1e3 for r in rounds])
-            peer = np.array([min(r[p][0] for p in PEERS) / r[variant][0] for r in rounds])
-            memory = np.median([r[variant][1] for r in rounds])
             print(
                 f"| {shape} | {variant} | {size:.2f} M | {np.median(speed):,.0f} "
                 f"({speed.min():,.0f} .. {speed.max():,.0f}) | {np.median(peer):.3f} "
-                f"({peer.min():.3f} .. {peer.max():.3f}) | {memory:.0f} |",
+                f"({peer.min():.3f} .. {peer.max():.3f}) | {memory[variant]:.0f} |",
                 flush=True,
             )
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
-from lit_gamma.callbacks import Progress, RunSummary
+from lit_gamma.callbacks import Progress, RunSummary, TrajectoryCallback
 from lit_gamma.commands import COMMANDS
 from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
 from lit_gamma.doctor import diagnose
@@ -77,7 +77,9 @@ class LitGammaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Shows progress in steps, unless the config wants another bar or none."""
         config = self._get(self.config_init, "trainer")
-        bars = [c for c in config["callbacks"] or [] if isinstance(c, ProgressBar)]
+        callbacks = config["callbacks"] or []
+        _refuse_twins([type(c).__name__ for c in callbacks if isinstance(c, TrajectoryCallback)])
+        bars = [c for c in callbacks if isinstance(c, ProgressBar)]
         if config["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults = {"callbacks": Progress()}
         return super().instantiate_trainer(**kwargs)
@@ -108,6 +110,18 @@ class LitGammaCLI(LightningCLI):
             print(
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
+            )
+
+
+def _refuse_twins(names: list[str]) -> None:
+    """Two callbacks of a class would write the same files."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"trainer.callbacks has {name} {names.count(name)} times: callbacks+ adds to those "
+                "of the file that is extended. To change one of these, state the whole list under "
+                "callbacks; the last one's keys may also be given as "
+                "--trainer.callbacks.init_args.KEY VALUE"
             )
 
 

@@ -47,7 +47,7 @@ class Condensation(WeightTrajectory):
     (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
 
     Args:
-        schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
+        schedule: The steps to record all matrices; by default the first five and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to draw; by default four per factor of ten.

@@ -36,7 +36,7 @@ class EffectiveRank(WeightTrajectory):
     that a random matrix of this shape and rms has, rms (√n + √d).
 
     Args:
-        schedule: The steps to record all matrices; by default the first ten and log-spaced ones.
+        schedule: The steps to record all matrices; by default the first five and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to write the histograms; by default four per factor of ten.

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
-from lit_gamma.callbacks.weights import TIERED
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""
@@ -47,7 +47,7 @@ class TokenLossProfile(TokenLoss):
         token_loss: See :class:`TokenLoss`.
     """
 
-    default_schedule = TIERED
+    default_schedule = Schedule(dense_until=10, per_decade=10)
     meanings: ClassVar[Mapping[str, str]] = {
         **{
             name: f"mean loss of the tokens with {c // 2 + 1} .. {c if c < 2048 else '∞'} tokens "
