@@ -1,0 +1,132 @@
+"""The numbers in words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from lit_gamma.comparison.bootstrap import Curves, interval
+from lit_gamma.comparison.runs import Comparison
+
+_SHOWN = ("context_constrained", "trivial")
+
+Parts = dict[tuple[str, str], Curves]
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A number to read; – for none, and a proper minus."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def step_number(value: float) -> str:
+    """A step to read."""
+    return "not reached" if math.isinf(value) else number(value, 0)
+
+
+def readable(name: str) -> str:
+    """The name of a class or role, to read."""
+    return name.replace("context_constrained", "context-constrained").replace("_", " ")
+
+
+def verdict(value: float, low: float, high: float) -> str:
+    """What a difference and its interval say."""
+    if math.isnan(value) or low <= 0 <= high or math.isnan(low):
+        shown = ", ".join(number(v, sign=True) for v in (low, high))
+        return f"no clear difference ({number(value, sign=True)} [{shown}])"
+    ends = sorted((abs(low), abs(high)))
+    size = f"{number(abs(value))} [{number(ends[0])}, {number(ends[1])}]"
+    return f"{'lower' if value < 0 else 'higher'} by {size}"
+
+
+def main_findings(comparison: Comparison, parts: Parts, by_mean: Parts) -> list[list[str]]:
+    """What differs at the last step: sentences for each group beside the reference.
+
+    Args:
+        comparison: The runs.
+        parts: Curves by the classes of what the best group predicts.
+        by_mean: Curves by the classes of what all groups predict.
+
+    Returns:
+        Sentences per group.
+    """
+    reference, *others = comparison.groups
+    return [
+        _of_group(comparison, parts, by_mean, i, f"{group} against {reference}")
+        for i, group in enumerate(others, 1)
+    ]
+
+
+def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair: str) -> list[str]:
+    n_all = f"{len(comparison.tokens):,}"
+    found = []
+    for name in _SHOWN:
+        if ("", name) in parts:
+            of_class = parts["", name]
+            said = verdict(*_last_difference(of_class, i))
+            found.append(f"{said} on {readable(name)} tokens ({of_class.n_tokens:,} of {n_all})")
+    over_all = f"{verdict(*_last_difference(parts['', ''], i))} over all tokens"
+    start = f"At step {comparison.steps[-1]:,}, in nats per token, {pair}: "
+    sentences = [start + "; ".join([*found, over_all]) + "."]
+    both = [p["", name] for p in (parts, by_mean) for name in _SHOWN if ("", name) in p]
+    if len(both) == 4:
+        cc, trivial = both[:2]
+        gap = _last(cc, i) - _last(trivial, i)
+        said = verdict(_mean(cc, i) - _mean(trivial, i), *interval(gap))
+        sentences.append(
+            f"The difference on context-constrained tokens, less that on trivial ones: {said}."
+        )
+    changed = [
+        f"{verdict(*_last_difference(by_mean['', name], i))} on {readable(name)} tokens "
+        f"({by_mean['', name].n_tokens:,})"
+        for name in _SHOWN
+        if ("", name) in parts
+        and ("", name) in by_mean
+        and _sign(parts["", name], i) != _sign(by_mean["", name], i)
+    ]
+    if changed:
+        sentences.append(
+            "This hangs on how the classes are made: counting as predictable only what every "
+            f"setting predicts, {'; '.join(changed)}."
+        )
+    return sentences
+
+
+def order_of_sets(learnt: pd.DataFrame, share: float) -> list[str]:
+    """When each validation set was learnt, a sentence per group; none for a single set."""
+    rows = learnt[(learnt["set"] != "") & (learnt["class"] == "") & (learnt["share"] == share)]
+    found = []
+    for group, of_group in rows.groupby("group", sort=False):
+        steps = [
+            f"{row['set']} at step {step_number(row['step'])} "
+            f"[{step_number(row['step_low'])}, {step_number(row['step_high'])}]"
+            if math.isfinite(row["step"])
+            else f"{row['set']}: not reached"
+            for row in of_group.sort_values("step").to_dict("records")
+        ]
+        found.append(f"{group}: {', then '.join(steps)}.")
+    return found
+
+
+def _last(curves: Curves, i: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return curves.resampled[:, i, -1] - curves.resampled[:, 0, -1]
+
+
+def _mean(curves: Curves, i: int) -> float:
+    return float(curves.by_group[i, -1] - curves.by_group[0, -1])
+
+
+def _last_difference(curves: Curves, i: int) -> tuple[float, float, float]:
+    low, high = interval(_last(curves, i))
+    return _mean(curves, i), float(low), float(high)
+
+
+def _sign(curves: Curves, i: int) -> int:
+    """-1 and 1 for a clear difference, 0 for none."""
+    _, low, high = _last_difference(curves, i)
+    return int(high < 0) * -1 + int(low > 0)
