@@ -168,7 +168,7 @@ def _compare(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="python -m lit_gamma compare", exit_on_error=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
     parser.add_function_arguments(compare, skip={"runs"})
-    compare(**parser.instantiate_classes(parser.parse_args(arguments)))
+    compare(**parser.instantiate(parser.parse_args(arguments)))
 
 
 def _run_experiment() -> None:

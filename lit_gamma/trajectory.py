@@ -89,7 +89,9 @@ def tokens(run_dir: str | Path) -> pd.DataFrame:
     """
     steps, losses, described = probe(run_dir)
     n_steps, n_tokens = losses.shape
-    table = described.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(drop=True)
+    table: pd.DataFrame = described.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(
+        drop=True
+    )
     table.insert(0, "step", np.repeat(steps.to_numpy(), n_tokens))
     table.insert(2, "loss", losses.ravel())
     table.attrs = {"probe": described.attrs["probe"]}

@@ -28,6 +28,7 @@ class Curves:
     Attributes:
         part: ``set`` and ``class``, each empty if the part is not limited to one.
         n_tokens: Tokens in it.
+        n_blocks: Blocks that hold any of them.
         by_run: (n_runs, n_steps).
         by_group: Means over the runs of each group, (n_groups, n_steps).
         resampled: The same of every resample, (n_resamples, n_groups, n_steps).
@@ -35,6 +36,7 @@ class Curves:
 
     part: tuple[str, str]
     n_tokens: int
+    n_blocks: int
     by_run: Floats
     by_group: Floats
     resampled: Floats
@@ -75,9 +77,11 @@ def curves(
     """
     generator = np.random.default_rng(seed)
     tokens, losses = comparison.tokens, comparison.losses
-    ids = tokens[["set", "block"]].astype(str).agg("/".join, axis=1)
-    starts = np.flatnonzero(ids != ids.shift())
-    strata = pd.factorize(tokens["set"].iloc[starts])[0]
+    sets = pd.factorize(tokens["set"])[0]
+    starts = np.flatnonzero(
+        np.diff(sets, prepend=-1) | np.diff(tokens["block"].to_numpy(), prepend=-1)
+    )
+    strata = sets[starts]
     blocks = _drawn(strata, n_resamples, generator)
     group_of = np.empty(len(comparison.runs), int)
     for i, of_group in enumerate(comparison.groups.values()):
@@ -85,7 +89,7 @@ def curves(
     runs = _drawn(group_of, n_resamples, generator)
     found = {}
     for part, inside in _parts(tokens, classes).items():
-        sums = np.add.reduceat(np.where(inside, losses, 0.0), starts, axis=-1)
+        sums = np.add.reduceat(np.where(inside, losses, np.float64(0)), starts, axis=-1)
         counts = np.add.reduceat(inside.astype(float), starts)
         n_drawn = blocks @ counts
         drawn = (
@@ -98,7 +102,12 @@ def curves(
             for of in comparison.groups.values()
         ]
         found[part] = Curves(
-            part, int(inside.sum()), by_run, np.stack(by_group), np.stack(resampled, axis=1)
+            part,
+            int(inside.sum()),
+            int((counts > 0).sum()),
+            by_run,
+            np.stack(by_group),
+            np.stack(resampled, axis=1),
         )
     return found
 
@@ -121,11 +130,11 @@ def loss_differences(comparison: Comparison, found: dict[tuple[str, str], Curves
     """The loss of each part, group and step, and its difference to the reference group.
 
     Returns:
-        Columns ``set``, ``class`` (empty: all), ``step``, ``group``, ``n_runs``, ``n_tokens``;
-        ``loss``, ``loss_low``, ``loss_high``, ``seed_std`` (over the runs of the group, NaN for
-        one); ``difference``, ``difference_low``, ``difference_high``, nats per token, 95 %
-        intervals; ``contribution``: difference × share of the tokens, which adds up to the
-        difference over all tokens.
+        Columns ``set``, ``class`` (empty: all), ``step``, ``group``, ``n_runs``, ``n_tokens``,
+        ``n_blocks`` (with such a token); ``loss``, ``loss_low``, ``loss_high``, ``seed_std`` (over
+        the runs of the group, NaN for one); ``difference``, ``difference_low``,
+        ``difference_high``, nats per token, 95 % intervals; ``contribution``: difference × share
+        of the tokens, which adds up to the difference over all tokens.
     """
     n_all = len(comparison.tokens)
     tables = []
@@ -141,6 +150,7 @@ def loss_differences(comparison: Comparison, found: dict[tuple[str, str], Curves
                     {
                         "set": of_set, "class": of_class, "step": comparison.steps,
                         "group": group, "n_runs": len(of), "n_tokens": c.n_tokens,
+                        "n_blocks": c.n_blocks,
                         "loss": c.by_group[i], "loss_low": low, "loss_high": high,
                         "seed_std": spread, "difference": difference,
                         "difference_low": change_low, "difference_high": change_high,
@@ -148,7 +158,8 @@ def loss_differences(comparison: Comparison, found: dict[tuple[str, str], Curves
                     }
                 )
             )  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
+    differences: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return differences
 
 
 def learnt(
@@ -189,7 +200,8 @@ def learnt(
                         "ratio_low": ratio_low, "ratio_high": ratio_high,
                     }
                 )  # fmt: skip
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _parts(tokens: pd.DataFrame, column: str) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
@@ -237,7 +249,7 @@ def _first_below(
 
 
 def _ratio(step: npt.ArrayLike, reference: npt.ArrayLike) -> Floats:
-    """step / reference; NaN where both are infinite, or the reference is 0."""
+    """The ratio of two steps; NaN where both are infinite, or the reference is 0."""
     a, b = np.asarray(step, float), np.asarray(reference, float)
     unknown = (np.isinf(a) & np.isinf(b)) | (b == 0)
     ratio: Floats = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=~unknown)

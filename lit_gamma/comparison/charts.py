@@ -6,14 +6,14 @@ A group's colour is the style sheet's class ``g0``, ``g1``, ...; the same for it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 190, 40, 8, 8, 20
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 40, 8, 8, 20
 
 Floats = npt.NDArray[np.float64]
 Span = tuple[float, float, float]
@@ -53,6 +53,7 @@ def panel(
     base: float | None = None,
     limits: tuple[float, float] | None = None,
     phases: Sequence[Phase] = (),
+    height: int = 190,
 ) -> Markup:
     """Draws curves over log(1 + step).
 
@@ -62,49 +63,31 @@ def panel(
         base: A value to mark by a line across, and to show.
         limits: Of the vertical axis; by default those of what is drawn.
         phases: Marks under the axis, a row per group.
+        height: Without these marks, where the width is 340.
 
     Returns:
         An ``<svg>``.
     """
-    last = max(int(line.steps[-1]) for line in lines)
     edges = [edge for line in lines for edge in (line.values, line.low, line.high)]
     shown = np.concatenate([e for e in edges if e is not None] + [[] if base is None else [base]])
     low, high = limits or _limits(shown[np.isfinite(shown)], log)
-    bend: Callable[[Floats], Floats] = np.log if log else np.asarray
-    bottom, span = _HEIGHT - _BOTTOM, bend(np.array([low, high], float))
-
-    def x(step: npt.ArrayLike) -> Floats:
-        inner = _WIDTH - _LEFT - _RIGHT
-        return _LEFT + inner * np.log1p(np.asarray(step, float)) / math.log1p(max(last, 1))
-
-    def y(value: npt.ArrayLike) -> Floats:
-        inside = np.clip(np.asarray(value, float), low, high)
-        return bottom - (bottom - _TOP) * (bend(inside) - span[0]) / (span[1] - span[0])
-
+    axes = _Axes(max(int(line.steps[-1]) for line in lines), low, high, log, height - _BOTTOM)
     rows = sorted({phase.group for phase in phases})
-    height = _HEIGHT + 9 * len(rows)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">']
-    for tick in _ticks(low, high, log):
-        at = y(tick)
-        parts.append(f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{at + 3.5:.1f}" class="end">{tick:g}</text>')
-    for step in [0, *(10**i for i in range(int(math.log10(max(last, 1))) + 1))]:
-        parts.append(f'<path class="grid" d="M{x(step):.1f} {_TOP}V{bottom}"/>')
-        parts.append(f'<text x="{x(step):.1f}" y="{bottom + 14}" class="mid">{step}</text>')
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {height + 9 * len(rows)}" role="img">', *_grid(axes)]
     if base is not None:
-        parts.append(f'<path class="base" d="M{_LEFT} {y(base):.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<path class="base" d="M{_LEFT} {axes.y(base):.1f}H{_WIDTH - _RIGHT}"/>')
     for line in lines:
         if line.low is not None and line.high is not None:
             around = np.append(line.steps, line.steps[::-1])
-            edge = _path(x(around), y(np.append(line.low, line.high[::-1])))
+            edge = _path(axes.x(around), axes.y(np.append(line.low, line.high[::-1])))
             parts.append(f'<path class="band g{line.group}" d="{edge}Z"/>')
     for line in lines:
-        curve = _path(x(line.steps), y(line.values))
+        curve = _path(axes.x(line.steps), axes.y(line.values))
         parts.append(f'<path class="line g{line.group}" d="{curve}"/>')
     for phase in phases:
-        at = _HEIGHT + 9 * rows.index(phase.group) + 3
-        parts += [_mark(phase.group, x, at, phase.condensation, last, "up"),
-                  _mark(phase.group, x, at, phase.expansion, last, "down")]  # fmt: skip
+        at = height + 9 * rows.index(phase.group) + 3
+        parts.append(_mark(axes, at, phase.condensation, f"up g{phase.group}"))
+        parts.append(_mark(axes, at, phase.expansion, f"down g{phase.group}"))
     return Markup("".join([*parts, "</svg>"]))
 
 
@@ -141,17 +124,51 @@ def interval_bar(
     return Markup("".join([*parts, "</svg>"]))
 
 
-def _mark(
-    group: int, x: Callable[[float], Floats], at: float, span: Span, last: int, kind: str
-) -> str:
+@dataclass(frozen=True)
+class _Axes:
+    """Where steps from 0 to ``last`` and values from ``low`` to ``high`` are drawn."""
+
+    last: int
+    low: float
+    high: float
+    log: bool
+    bottom: int
+
+    def x(self, step: npt.ArrayLike) -> Floats:
+        share: Floats = np.log1p(np.asarray(step, float)) / math.log1p(max(self.last, 1))
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
+
+    def y(self, value: npt.ArrayLike) -> Floats:
+        value = np.clip(np.asarray(value, float), self.low, self.high)
+        bend = np.log if self.log else np.positive
+        low, high = bend(self.low), bend(self.high)
+        at: Floats = self.bottom - (self.bottom - _TOP) * (bend(value) - low) / (high - low)
+        return at
+
+
+def _grid(axes: _Axes) -> Iterator[str]:
+    for tick in _ticks(axes.low, axes.high, axes.log):
+        at = float(axes.y(tick))
+        yield f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>'
+        yield f'<text x="{_LEFT - 5}" y="{at + 3.5:.1f}" class="end">{tick:g}</text>'
+    for step in [0, *(10**i for i in range(int(math.log10(max(axes.last, 1))) + 1))]:
+        x = float(axes.x(step))
+        yield f'<path class="grid" d="M{x:.1f} {_TOP}V{axes.bottom}"/>'
+        yield f'<text x="{x:.1f}" y="{axes.bottom + 14}" class="mid">{step}</text>'
+
+
+def _mark(axes: _Axes, at: float, span: Span, kind: str) -> str:
+    """A triangle on its interval, up or down; empty for no phase."""
     step, low, high = span
     if math.isnan(step):
         return ""
-    middle, height = x(step), 3.5 if kind == "up" else -3.5
-    ends = f"M{x(low):.1f} {at}H{x(min(high, last)):.1f}"
+    left, middle, right = (float(axes.x(min(s, axes.last))) for s in (low, step, high))
+    height = 3.5 if kind.startswith("up") else -3.5
     triangle = f"M{middle - 4:.1f} {at + height}h8l-4 {-2 * height}Z"
+    group = kind.split()[1]
     return (
-        f'<path class="whisker g{group}" d="{ends}"/><path class="{kind} g{group}" d="{triangle}"/>'
+        f'<path class="whisker {group}" d="M{left:.1f} {at}H{right:.1f}"/>'
+        f'<path class="{kind}" d="{triangle}"/>'
     )
 
 
@@ -174,9 +191,9 @@ def _limits(values: Floats, log: bool) -> tuple[float, float]:
 
 def _ticks(low: float, high: float, log: bool) -> list[float]:
     """Three to six round values between two."""
-    if log:
+    if log and high / low > 4:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for factors in ((1, 10), (1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 3, 5, 7)):
+        for factors in ((1, 10), (1, 3), (1, 2, 5)):
             found = sorted({f * 10.0**d for d in decades for f in factors})
             inside = [tick for tick in found if low <= tick <= high]
             if len(inside) >= 3:

@@ -11,6 +11,7 @@ from lit_gamma.comparison.bootstrap import Curves, interval
 from lit_gamma.comparison.runs import Comparison
 
 _SHOWN = ("context_constrained", "trivial")
+_FEW_BLOCKS = 8
 
 Parts = dict[tuple[str, str], Curves]
 
@@ -36,11 +37,11 @@ def readable(name: str) -> str:
 
 def verdict(value: float, low: float, high: float) -> str:
     """What a difference and its interval say."""
-    if math.isnan(value) or low <= 0 <= high or math.isnan(low):
+    if math.isnan(value) or math.isnan(low) or low <= 0 <= high:
         shown = ", ".join(number(v, sign=True) for v in (low, high))
-        return f"no clear difference ({number(value, sign=True)} [{shown}])"
+        return f"not clearly different ({number(value, sign=True)} [{shown}])"
     ends = sorted((abs(low), abs(high)))
-    size = f"{number(abs(value))} [{number(ends[0])}, {number(ends[1])}]"
+    size = f"{number(abs(value))} [{number(ends[0])}, {number(ends[1])}] nats"
     return f"{'lower' if value < 0 else 'higher'} by {size}"
 
 
@@ -57,30 +58,36 @@ def main_findings(comparison: Comparison, parts: Parts, by_mean: Parts) -> list[
     """
     reference, *others = comparison.groups
     return [
-        _of_group(comparison, parts, by_mean, i, f"{group} against {reference}")
+        _of_group(comparison, parts, by_mean, i, f"{group}, against {reference},")
         for i, group in enumerate(others, 1)
     ]
 
 
 def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair: str) -> list[str]:
-    n_all = f"{len(comparison.tokens):,}"
-    found = []
-    for name in _SHOWN:
-        if ("", name) in parts:
-            of_class = parts["", name]
-            said = verdict(*_last_difference(of_class, i))
-            found.append(f"{said} on {readable(name)} tokens ({of_class.n_tokens:,} of {n_all})")
+    shown = [(name, parts["", name]) for name in _SHOWN if ("", name) in parts]
     over_all = f"{verdict(*_last_difference(parts['', ''], i))} over all tokens"
-    start = f"At step {comparison.steps[-1]:,}, in nats per token, {pair}: "
-    sentences = [start + "; ".join([*found, over_all]) + "."]
-    both = [p["", name] for p in (parts, by_mean) for name in _SHOWN if ("", name) in p]
-    if len(both) == 4:
-        cc, trivial = both[:2]
-        gap = _last(cc, i) - _last(trivial, i)
-        said = verdict(_mean(cc, i) - _mean(trivial, i), *interval(gap))
+    said = [
+        f"{verdict(*_last_difference(c, i))} on {readable(name)} tokens "
+        f"({c.n_tokens:,} of {len(comparison.tokens):,})"
+        for name, c in shown
+    ]
+    sentences = [
+        f"At step {comparison.steps[-1]:,} the loss of {pair} is {_joined(said, over_all)}."
+    ]
+    if len(shown) == 2:
+        (_, constrained), (_, trivial) = shown
+        low, high = interval(_last(constrained, i) - _last(trivial, i))
+        gap = _mean(constrained, i) - _mean(trivial, i)
+        ends = ", ".join(number(v, sign=True) for v in (low, high))
         sentences.append(
-            f"The difference on context-constrained tokens, less that on trivial ones: {said}."
+            "Difference on context-constrained tokens less that on trivial ones: "
+            f"{number(gap, sign=True)} [{ends}]."
         )
+    sentences += [
+        f"Only {c.n_blocks} blocks hold {readable(name)} tokens: too few to trust that interval."
+        for name, c in shown
+        if c.n_blocks < _FEW_BLOCKS
+    ]
     changed = [
         f"{verdict(*_last_difference(by_mean['', name], i))} on {readable(name)} tokens "
         f"({by_mean['', name].n_tokens:,})"
@@ -111,6 +118,10 @@ def order_of_sets(learnt: pd.DataFrame, share: float) -> list[str]:
         ]
         found.append(f"{group}: {', then '.join(steps)}.")
     return found
+
+
+def _joined(said: list[str], last: str) -> str:
+    return f"{', '.join(said)}, and {last}" if said else last
 
 
 def _last(curves: Curves, i: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

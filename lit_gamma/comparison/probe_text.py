@@ -52,7 +52,7 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
 
 
 def shade(difference: float) -> str:
-    """The style sheet's class: ``a1`` .. where the loss is lower than the reference's, or ``b1``."""
+    """The style sheet's class: ``a1`` .. for a loss below the reference's, ``b1`` .. above."""
     if not np.isfinite(difference):
         return ""
     level = min(LEVELS, round(abs(difference) / FULL * LEVELS))
@@ -102,6 +102,6 @@ def _data(comparison: Comparison, tokens: Any, losses: npt.NDArray[np.float32]) 
 
 def _packed(values: npt.ArrayLike) -> str:
     """Thousandths as unsigned 16 bit little-endian, base64; 65535 for NaN."""
-    thousandths = np.nan_to_num(np.asarray(values, float) * 1000, nan=65535, posinf=65534)
-    whole = thousandths.round().clip(0, 65535).astype("<u2")
+    thousandths = (np.asarray(values, float) * 1000).round().clip(0, 65534)
+    whole = np.nan_to_num(thousandths, nan=65535).astype("<u2")
     return base64.b64encode(whole.tobytes()).decode()

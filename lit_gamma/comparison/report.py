@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def _runs(comparison: Comparison) -> pd.DataFrame:
          **{k: v for k, v in flat(run.summary).items() if not k.startswith("phases.")}}
         for i, run in enumerate(comparison.runs)
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _losses(comparison: Comparison, parts: Parts) -> pd.DataFrame:
@@ -144,7 +146,8 @@ def _losses(comparison: Comparison, parts: Parts) -> pd.DataFrame:
         for part, c in parts.items()
         for i, run in enumerate(comparison.runs)
     ]  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
+    losses: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return losses
 
 
 def _tokens(comparison: Comparison) -> pd.DataFrame:
@@ -152,11 +155,12 @@ def _tokens(comparison: Comparison) -> pd.DataFrame:
         f"loss: {group}": comparison.losses[of, -1].mean(axis=0)
         for group, of in comparison.groups.items()
     }
-    return comparison.tokens.assign(**last)
+    table: pd.DataFrame = comparison.tokens.assign(**last)
+    return table
 
 
 def _loss_panels(numbers: Numbers) -> list[dict[str, Any]]:
-    """Loss and difference over steps: for all, each set and each class; then the classes of sets."""
+    """Loss and difference over steps: of all, each set, each class; then the classes of sets."""
     table = numbers.differences[numbers.differences["classes"] == "best"]
     limits = _span(table[["loss_low", "loss_high"]], from_zero=True)
     found = []
@@ -172,7 +176,7 @@ def _loss_panels(numbers: Numbers) -> list[dict[str, Any]]:
                 "part": part,
                 "n_tokens": int(rows["n_tokens"].iloc[0]),
                 "loss": panel(lines, limits=limits),
-                "difference": panel(changes, base=0.0),
+                "difference": panel(changes, base=0.0, height=130),
             }
         )
     return sorted(found, key=lambda f: all(f["part"]))
@@ -199,8 +203,8 @@ def _final_rows(comparison: Comparison, numbers: Numbers) -> list[dict[str, Any]
     low, high = _span(others[["difference_low", "difference_high"]])
     found = []
     for (classes, *part), rows in last.groupby(["classes", *_KEY], sort=False):
-        groups = rows.to_dict("records")
-        spans = [(g, tuple(_interval(row, "difference"))) for g, row in enumerate(groups) if g]
+        groups = _rows(rows)
+        spans = [(g, _interval(row, "difference")) for g, row in enumerate(groups) if g]
         found.append(
             {"classes": classes, "part": part, "n_tokens": groups[0]["n_tokens"],
              "groups": groups, "bar": interval_bar(spans, low, high, mark=0.0)}
@@ -210,22 +214,28 @@ def _final_rows(comparison: Comparison, numbers: Numbers) -> list[dict[str, Any]
 
 def _learnt_rows(comparison: Comparison, numbers: Numbers) -> list[dict[str, Any]]:
     """Per part and share: the steps of the groups."""
-    last = float(np.log1p(comparison.steps[-1]))
+    steps = numbers.learnt[["step", "step_low"]].to_numpy()
+    first = 0.9 * float(np.log1p(steps[np.isfinite(steps)].min(initial=comparison.steps[-1])))
+    last = float(np.log1p(comparison.steps[-1])) + 1e-9
     found = []
     for (*part, share), rows in numbers.learnt.groupby([*_KEY, "share"], sort=False):
-        groups = rows.to_dict("records")
-        spans = [
-            (g, tuple(np.log1p(_interval(row, "step")).tolist())) for g, row in enumerate(groups)
-        ]
+        groups = _rows(rows)
+        spans = [(g, _interval(row, "step", np.log1p)) for g, row in enumerate(groups)]
         found.append(
             {"part": part, "share": share, "groups": groups,
-             "threshold": groups[0]["threshold"], "bar": interval_bar(spans, 0.0, last)}
+             "threshold": groups[0]["threshold"], "bar": interval_bar(spans, first, last)}
         )  # fmt: skip
     return found
 
 
-def _interval(row: dict[str, Any], name: str) -> list[float]:
-    return [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _interval(
+    row: dict[str, Any], name: str, scale: Callable[[float], float] = float
+) -> tuple[float, float, float]:
+    return scale(row[name]), scale(row[f"{name}_low"]), scale(row[f"{name}_high"])
 
 
 def _weight_panels(comparison: Comparison, numbers: Numbers) -> list[dict[str, Any]]:
@@ -247,7 +257,7 @@ def _weight_panels(comparison: Comparison, numbers: Numbers) -> list[dict[str, A
             marks = numbers.phases.query("role == @role and quantity == @quantity")
             phases = [
                 Phase(number_of[row["group"]], *(_phase(row, k) for k in _KINDS))
-                for row in marks.to_dict("records")
+                for row in _rows(marks)
             ]
             panels[quantity] = panel(lines, log=True, base=1.0, phases=phases)
         found.append({"role": role, "panels": panels})

@@ -68,8 +68,8 @@ class Comparison:
         steps: Steps that all runs recorded, (n_steps,).
         losses: Nats, (n_runs, n_steps, n_tokens).
         tokens: What the tokens are: ``token``, ``set``, ``block``, ``position``, ``token_id``,
-            ``text``, ``unigram``, ``bigram``, ``trigram`` and, if all runs have ended, ``class`` (what
-            the best group predicts) and ``class_by_mean`` (what all predict).
+            ``text``, ``unigram``, ``bigram``, ``trigram`` and, if all runs have ended, ``class``
+            (by what the best group predicts) and ``class_by_mean`` (by what all predict).
     """
 
     runs: list[Run]
@@ -198,18 +198,20 @@ def _common_tokens(
     They are made of the columns of losses, each first averaged over the runs of a group, then
     joined over the groups in two ways.
 
-    - ``class`` takes the least: what the best setting reaches, so that what only one setting learns
-      counts as predictable, and "unpredictable" means that none does. It selects on the outcome:
-      a token joins a predictable class because some setting has a low loss there, by skill or by
-      luck, and the others then look worse on that class. Luck cancels between settings with equally
-      many seeds; one with fewer seeds varies more and gains by it. The least over single runs would
-      be worse: it favours the setting with more seeds.
-    - ``class_by_mean`` takes the mean: what all settings predict. It leaves out just the tokens that
-      only one setting learns, and so makes differences on predictable classes small.
+    - ``class`` takes the least: what the best setting reaches, so that what only one setting
+      learns counts as predictable, and "unpredictable" means that none predicts it. It selects on
+      the outcome: a token joins a predictable class because some setting has a low loss there, by
+      skill or by luck, and the others then look worse on that class. Luck cancels between settings
+      with equally many seeds; one with fewer seeds varies more and gains by it. The least over
+      single runs would be worse: it favours the setting with more seeds.
+    - ``class_by_mean`` takes the mean: what all settings predict. It leaves out just the tokens
+      that only one setting learns, and so makes differences on predictable classes small.
 
     What holds under both does not hang on the choice.
     """
-    tokens = runs[0].tokens[["token", "set", "block", "position", "token_id", "text"]].copy()
+    tokens: pd.DataFrame = (
+        runs[0].tokens[["token", "set", "block", "position", "token_id", "text"]].copy()
+    )
     named = next((run.tokens["text"] for run in runs if run.tokens["text"].notna().any()), None)
     if named is not None:
         tokens["text"] = named
@@ -218,8 +220,8 @@ def _common_tokens(
     of_groups = {
         c: [np.mean([runs[i].tokens[c] for i in of], axis=0) for of in groups] for c in measured
     }
-    joined = [
-        {"position": tokens["position"], **{c: join(v, axis=0) for c, v in of_groups.items()}}
+    joined: list[dict[str, Any]] = [
+        {"position": tokens["position"]} | {str(c): join(v, axis=0) for c, v in of_groups.items()}
         for join in (np.min, np.mean)
     ]
     for name in NGRAMS:

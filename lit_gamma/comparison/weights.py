@@ -49,7 +49,8 @@ def weight_curves(comparison: Comparison) -> pd.DataFrame:
                     "highest": np.max(values, axis=0),
                 }  # fmt: skip
                 found.append(pd.DataFrame(of_group))
-    return pd.concat(found, ignore_index=True)
+    curves: pd.DataFrame = pd.concat(found, ignore_index=True)
+    return curves
 
 
 def all_phases(comparison: Comparison) -> pd.DataFrame:
@@ -67,7 +68,8 @@ def all_phases(comparison: Comparison) -> pd.DataFrame:
             phases.insert(0, "group", group_of[i])
             phases.insert(0, "run", comparison.runs[i].path)
             found.append(phases)
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    table: pd.DataFrame = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return table
 
 
 def _recorded(comparison: Comparison) -> list[dict[str, pd.DataFrame]]:
