@@ -63,8 +63,8 @@ def curves(
 
     of a group: the mean over the runs drawn. A single run, or the single block of a set, is drawn
     always: the interval then says nothing of the spread over seeds, or over blocks of that set.
-    Intervals from few units are too narrow (of five, the normal 1.96 would have to be 2.8) and
-    coarse.
+    From few units intervals are coarse and too narrow: of the simulated probes in the tests, those
+    of 95 % held the truth in 92 of 100 with 8 blocks, in 78 with 4, and in 89 with 2 seeds.
 
     Args:
         comparison: The runs.

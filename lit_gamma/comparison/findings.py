@@ -16,7 +16,7 @@ _FEW_BLOCKS = 8
 Parts = dict[tuple[str, str], Curves]
 
 
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """A number to read; – for none, and a proper minus."""
     if value is None or math.isnan(value):
         return "–"
@@ -74,6 +74,13 @@ def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair
     sentences = [
         f"At step {comparison.steps[-1]:,} the loss of {pair} is {_joined(said, over_all)}."
     ]
+    by_set = [
+        f"{verdict(*_last_difference(c, i))} on {of_set}"
+        for (of_set, of_class), c in parts.items()
+        if of_set and not of_class
+    ]
+    if by_set:
+        sentences.append(f"By validation set: {', '.join(by_set)}.")
     if len(shown) == 2:
         (_, constrained), (_, trivial) = shown
         low, high = interval(_last(constrained, i) - _last(trivial, i))

@@ -31,7 +31,8 @@ def weight_curves(comparison: Comparison) -> pd.DataFrame:
         for role, curve in role_means(tables[table], quantity).items()
     ]
     if not rows:
-        return pd.DataFrame()
+        empty: pd.DataFrame = pd.DataFrame()
+        return empty
     seen = pd.concat(rows, ignore_index=True)
     steps = _log_spaced(int(seen.groupby("run")["step"].max().min()))
     found = []
