@@ -76,40 +76,46 @@ def curves(
         Part (``set``, ``class``; empty: all) to its curves; parts without tokens are left out.
     """
     generator = np.random.default_rng(seed)
-    tokens, losses = comparison.tokens, comparison.losses
+    tokens = comparison.tokens
     sets = pd.factorize(tokens["set"])[0]
     starts = np.flatnonzero(
         np.diff(sets, prepend=-1) | np.diff(tokens["block"].to_numpy(), prepend=-1)
     )
-    strata = sets[starts]
-    blocks = _drawn(strata, n_resamples, generator)
-    group_of = np.empty(len(comparison.runs), int)
-    for i, of_group in enumerate(comparison.groups.values()):
-        group_of[of_group] = i
+    blocks = _drawn(sets[starts], n_resamples, generator)
+    groups = list(comparison.groups.values())
+    group_of = np.empty(len(comparison.runs), np.int64)
+    for i, of in enumerate(groups):
+        group_of[of] = i
     runs = _drawn(group_of, n_resamples, generator)
     found = {}
     for part, inside in _parts(tokens, classes).items():
-        sums = np.add.reduceat(np.where(inside, losses, np.float64(0)), starts, axis=-1)
+        sums = np.add.reduceat(np.where(inside, comparison.losses, np.float64(0)), starts, axis=-1)
         counts = np.add.reduceat(inside.astype(float), starts)
-        n_drawn = blocks @ counts
-        drawn = (
-            np.tensordot(blocks, sums, (1, 2)) / np.where(n_drawn, n_drawn, np.nan)[:, None, None]
-        )
         by_run = sums.sum(axis=-1) / counts.sum()
-        by_group = [by_run[of].mean(axis=0) for of in comparison.groups.values()]
-        resampled = [
-            np.einsum("br,brs->bs", runs[:, of], drawn[:, of]) / runs[:, of].sum(1, keepdims=True)
-            for of in comparison.groups.values()
-        ]
         found[part] = Curves(
-            part,
-            int(inside.sum()),
-            int((counts > 0).sum()),
-            by_run,
-            np.stack(by_group),
-            np.stack(resampled, axis=1),
-        )
+            part, int(inside.sum()), int((counts > 0).sum()), by_run,
+            np.stack([by_run[of].mean(axis=0) for of in groups]),
+            _resampled(sums, counts, blocks, runs, groups),
+        )  # fmt: skip
     return found
+
+
+def _resampled(
+    sums: Floats, counts: Floats, blocks: Floats, runs: Floats, groups: Sequence[list[int]]
+) -> Floats:
+    """Means of the groups in each resample, NaN where it has no token: see :class:`Curves`.
+
+    ``sums`` is (n_runs, n_steps, n_blocks), ``counts`` (n_blocks,); ``blocks`` and ``runs`` are how
+    often each was drawn, (n_resamples, n_blocks) and (n_resamples, n_runs).
+    """
+    n_tokens = blocks @ counts
+    n_tokens[n_tokens == 0] = np.nan
+    means = np.tensordot(blocks, sums, (1, 2)) / n_tokens[:, None, None]
+    of_groups = [
+        np.einsum("br,brs->bs", runs[:, of], means[:, of]) / runs[:, of].sum(1, keepdims=True)
+        for of in groups
+    ]
+    return np.stack(of_groups, axis=1)
 
 
 def interval(resampled: Floats, level: float = 0.95) -> Floats:

@@ -65,43 +65,29 @@ def main_findings(comparison: Comparison, parts: Parts, by_mean: Parts) -> list[
 
 def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair: str) -> list[str]:
     shown = [(name, parts["", name]) for name in _SHOWN if ("", name) in parts]
-    over_all = f"{verdict(*_last_difference(parts['', ''], i))} over all tokens"
-    said = [
-        f"{verdict(*_last_difference(c, i))} on {readable(name)} tokens "
-        f"({c.n_tokens:,} of {len(comparison.tokens):,})"
+    over_all = f"{_said(parts['', ''], i)} over all tokens"
+    on = [
+        f"{_said(c, i)} on {readable(name)} tokens ({c.n_tokens:,} of {len(comparison.tokens):,})"
         for name, c in shown
     ]
-    sentences = [
-        f"At step {comparison.steps[-1]:,} the loss of {pair} is {_joined(said, over_all)}."
-    ]
-    by_set = [
-        f"{verdict(*_last_difference(c, i))} on {of_set}"
-        for (of_set, of_class), c in parts.items()
-        if of_set and not of_class
-    ]
-    if by_set:
-        sentences.append(f"By validation set: {', '.join(by_set)}.")
+    last = f"{comparison.steps[-1]:,}"
+    sentences = [f"At step {last} the loss of {pair} is {_joined(on, over_all)}."]
+    sets = [f"{_said(c, i)} on {s}" for (s, of_class), c in parts.items() if s and not of_class]
+    if sets:
+        sentences.append(f"By validation set: {', '.join(sets)}.")
     if len(shown) == 2:
-        (_, constrained), (_, trivial) = shown
-        low, high = interval(_last(constrained, i) - _last(trivial, i))
-        gap = _mean(constrained, i) - _mean(trivial, i)
-        ends = ", ".join(number(v, sign=True) for v in (low, high))
-        sentences.append(
-            "Difference on context-constrained tokens less that on trivial ones: "
-            f"{number(gap, sign=True)} [{ends}]."
-        )
+        sentences.append(_gap(shown[0][1], shown[1][1], i))
+    few = [(name, c.n_blocks) for name, c in shown if c.n_blocks < _FEW_BLOCKS]
     sentences += [
-        f"Only {c.n_blocks} blocks hold {readable(name)} tokens: too few to trust that interval."
-        for name, c in shown
-        if c.n_blocks < _FEW_BLOCKS
+        f"{n} {'blocks hold' if n > 1 else 'block holds'} {readable(name)} tokens: too few to "
+        "trust that interval."
+        for name, n in few
     ]
+    other = {name: by_mean["", name] for name, _ in shown if ("", name) in by_mean}
     changed = [
-        f"{verdict(*_last_difference(by_mean['', name], i))} on {readable(name)} tokens "
-        f"({by_mean['', name].n_tokens:,})"
-        for name in _SHOWN
-        if ("", name) in parts
-        and ("", name) in by_mean
-        and _sign(parts["", name], i) != _sign(by_mean["", name], i)
+        f"{_said(other[name], i)} on {readable(name)} tokens ({other[name].n_tokens:,})"
+        for name, c in shown
+        if name in other and _sign(c, i) != _sign(other[name], i)
     ]
     if changed:
         sentences.append(
@@ -109,6 +95,20 @@ def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair
             f"setting predicts, {'; '.join(changed)}."
         )
     return sentences
+
+
+def _gap(constrained: Curves, trivial: Curves, i: int) -> str:
+    low, high = interval(_last(constrained, i) - _last(trivial, i))
+    gap = _mean(constrained, i) - _mean(trivial, i)
+    ends = ", ".join(number(v, sign=True) for v in (low, high))
+    return (
+        "Difference on context-constrained tokens less that on trivial ones: "
+        f"{number(gap, sign=True)} [{ends}]."
+    )
+
+
+def _said(curves: Curves, i: int) -> str:
+    return verdict(*_last_difference(curves, i))
 
 
 def order_of_sets(learnt: pd.DataFrame, share: float) -> list[str]:

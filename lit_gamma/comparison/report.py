@@ -110,6 +110,7 @@ def render(comparison: Comparison, numbers: Numbers) -> str:
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         group_of=group_of,
+        singles=[label for label, of in comparison.groups.items() if len(of) == 1],
         resamples=RESAMPLES,
         shares=SHARES,
         n_blocks=comparison.tokens.groupby("set", observed=True)["block"].nunique().to_dict(),
