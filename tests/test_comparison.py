@@ -16,6 +16,7 @@ from lit_gamma import trajectory
 from lit_gamma.comparison import Comparison, Run, align, curves, learnt, loss_differences
 from lit_gamma.comparison.charts import Line, interval_bar, panel
 from lit_gamma.comparison.configs import flat
+from lit_gamma.comparison.findings import main_findings, verdict
 from lit_gamma.comparison.probe_text import shade, visible
 from lit_gamma.comparison.report import compute, render
 
@@ -204,6 +205,7 @@ def test_intervals_hold_blocks_and_seeds_that_vary(seeds, least, most):
 def test_learnt_is_where_an_analytic_curve_passes_the_threshold():
     x = np.log1p(np.arange(200.0))
     fast, slow = 8 - 1.5 * np.minimum(x, 4), 8 - np.minimum(x, 4)  # end at 2 and at 4
+    slow[0] = 9.0  # a start above the other's changes nothing
     losses = np.repeat(np.stack([fast, slow])[:, :, None], 6, axis=2)
     made = comparison(losses, text="")
     table = learnt(made, curves(made, 50)).query("`class` == ''").set_index(["share", "group"])
@@ -334,6 +336,28 @@ def test_the_page_asks_for_nothing_and_shows_tokens_as_they_are(runs):
     assert "a↵\nb␍␉␀" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["groups"] == ["γ = 0.5", "</script><b>"]
+
+
+def test_findings_say_what_the_intervals_say():
+    assert verdict(-0.12, -0.15, -0.1) == "lower by 0.120 [0.100, 0.150] nats"
+    assert verdict(0.12, 0.1, 0.15) == "higher by 0.120 [0.100, 0.150] nats"
+    assert verdict(0.01, -0.02, 0.04) == "not clearly different (+0.010 [−0.020, +0.040])"
+    assert verdict(np.nan, np.nan, np.nan).startswith("unknown")
+    generator = np.random.default_rng(1)
+    classes = np.repeat([["trivial", "context_constrained"]], 200, 0).ravel()
+    gain = np.where(classes == "trivial", 0.0, 0.5)
+    losses = generator.gamma(2, 1, 400) - [[0], [1]] * gain + generator.normal(0, 0.2, (2, 400))
+    made = comparison(losses[:, None], blocks=np.arange(400) // 10, classes=classes)
+    of_trivial, of_constrained = (classes == c for c in ("trivial", "context_constrained"))
+    ((said, gap),) = main_findings(made, curves(made), curves(made))
+    change = losses[1] - losses[0]
+    assert said.startswith("At step 0 the loss of g1, against g0, is lower by ")
+    assert f"by {-change[of_constrained].mean():.3f} [" in said
+    assert "not clearly different" in said.split("constrained tokens (200 of 400), ")[1][:25]
+    less = change[of_constrained].mean() - change[of_trivial].mean()
+    assert gap.startswith(
+        f"Difference on context-constrained tokens less that on trivial ones: −{-less:.3f}"
+    )
 
 
 def test_what_has_no_shape_is_made_visible():

@@ -179,15 +179,16 @@ def learnt(
 
         start - a (start - best),
 
-    where start is the mean over the groups at the first step, and best the lowest mean of a group
-    at the last: one threshold for all groups, so that their steps compare. Between two recorded
+    where start is the lowest mean of a group at the first step (a large initialization starts
+    above the uniform guess, which is nothing to learn), and best that at the last: one threshold
+    for all groups, so that their steps compare. Between two recorded
     steps the loss is taken as linear in log(1 + step). Each resample has its own threshold.
 
     Returns:
         Columns ``set``, ``class`` (empty: all), ``share``, ``group``, ``threshold`` (nats),
         ``step``, ``step_low``, ``step_high`` (95 %; ∞: not reached), ``ratio`` to the step of the
-        reference group with ``ratio_low`` and ``ratio_high``. NaN where no group's loss fell, and
-        for the ratio of what neither reached.
+        reference group with ``ratio_low`` and ``ratio_high``. NaN where no group ends below start,
+        and for the ratio of what neither reached.
     """
     rows = []
     for (of_set, of_class), c in found.items():
@@ -239,7 +240,7 @@ def _first_below(
     steps: npt.NDArray[np.int64], losses: Floats, share: float
 ) -> tuple[Floats, Floats]:
     """Thresholds (m,) and the steps (m, n_groups) at which losses (m, n_groups, n) reach them."""
-    start, best = losses[:, :, 0].mean(axis=1), losses[:, :, -1].min(axis=1)
+    start, best = losses[:, :, 0].min(axis=1), losses[:, :, -1].min(axis=1)
     threshold = start - share * (start - best)
     below = losses <= threshold[:, None, None]
     at = below.argmax(axis=-1)[..., None]

@@ -37,7 +37,9 @@ def readable(name: str) -> str:
 
 def verdict(value: float, low: float, high: float) -> str:
     """What a difference and its interval say."""
-    if math.isnan(value) or math.isnan(low) or low <= 0 <= high:
+    if math.isnan(value):
+        return "unknown (a loss is not a number)"
+    if math.isnan(low) or low <= 0 <= high:
         shown = ", ".join(number(v, sign=True) for v in (low, high))
         return f"not clearly different ({number(value, sign=True)} [{shown}])"
     ends = sorted((abs(low), abs(high)))

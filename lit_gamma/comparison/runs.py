@@ -156,11 +156,13 @@ def _refuse_other_probe(first: Run, other: Run) -> None:
         return
     a, b = (len(run.tokens) for run in (first, other))
     found = [f"they hold {a} and {b} tokens"] if a != b else []
-    of_probe = ("data.", "trainer.callbacks.ProbeLoss.")
-    for key, (x, y) in differing([first.config, other.config]).items():
-        unrelated = key.endswith((".seed", "cache_dir", "batch_size")) and "ProbeLoss" not in key
-        if key.startswith(of_probe) and not unrelated:
-            found.append(f"{key} is {x} and {y}")
+    apart = differing([first.config, other.config])
+    decisive = ["data.class_path"] if "data.class_path" in apart else list(apart)
+    for key in decisive:
+        unrelated = key.endswith((".seed", "cache_dir", "batch_size"))
+        of_data = key.startswith("data.") and not unrelated
+        if of_data or key.endswith(("ProbeLoss.blocks", "ProbeLoss.seed")):
+            found.append(f"{key} is {apart[key][0]} and {apart[key][1]}")
     raise InputError(
         f"{first.path} and {other.path} followed different tokens: probe {first.probe[:12]} and "
         f"{other.probe[:12]}; "
