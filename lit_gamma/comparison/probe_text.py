@@ -29,8 +29,7 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
         comparison: The runs.
 
     Returns:
-        ``blocks``: of each block its set, place and tokens (text, shade, whether a line ends
-        there); ``data``: the numbers of the shown tokens, for the page's script; ``n_shown``.
+        ``blocks``: of each block its set, place and tokens (text, shade); ``data``: the numbers of the shown tokens, for the page's script; ``n_shown``.
     """
     n_steps, n_groups = len(comparison.steps), len(comparison.groups)
     tokens = comparison.tokens
@@ -47,7 +46,7 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
         if not blocks or (blocks[-1]["set"], blocks[-1]["block"]) != (of_set, block):
             blocks.append({"set": of_set, "block": block, "tokens": []})
         said = visible(text) if isinstance(text, str) else f"{token_id} "
-        blocks[-1]["tokens"].append((said, shade(change), "\n" in said))
+        blocks[-1]["tokens"].append((said, shade(change)))
     return {"blocks": blocks, "n_shown": len(tokens), "data": _data(comparison, tokens, losses)}
 
 
