@@ -29,7 +29,8 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
         comparison: The runs.
 
     Returns:
-        ``blocks``: of each block its set, place and tokens (text, shade); ``data``: the numbers of the shown tokens, for the page's script; ``n_shown``.
+        ``blocks``: of each block its set, place and tokens (text, shade); ``data``: the
+        numbers of the shown tokens, for the page's script; ``n_shown``.
     """
     n_steps, n_groups = len(comparison.steps), len(comparison.groups)
     tokens = comparison.tokens
