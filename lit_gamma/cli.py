@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
 from lit_gamma.callbacks import Progress, RunSummary, TrajectoryCallback
-from lit_gamma.commands import COMMANDS
+from lit_gamma.commands import COMMANDS, compare
 from lit_gamma.config import ConfigFile, condensed, import_workspace_callbacks
 from lit_gamma.doctor import diagnose
 from lit_gamma.errors import InputError
@@ -164,7 +164,9 @@ def main() -> None:
     torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        if sys.argv[1:2] == ["compare"]:
+            _compare(sys.argv[2:])
+        elif len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
             auto_cli(COMMANDS, as_positional=False, exit_on_error=False)
         else:
             _run_experiment()
@@ -173,6 +175,14 @@ def main() -> None:
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def _compare(arguments: list[str]) -> None:
+    """Runs ``compare``, by a parser of its own: auto_cli has no positional list."""
+    parser = ArgumentParser(prog="python -m lit_gamma compare", exit_on_error=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
+    parser.add_function_arguments(compare, skip={"runs"})
+    compare(**parser.instantiate(parser.parse_args(arguments)))
 
 
 def _run_experiment() -> None:
@@ -187,7 +197,7 @@ def _run_experiment() -> None:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "parser_mode": "omegaconf+",
-            "epilog": f"With a trained model: {', '.join(COMMANDS)}; each has --help.",
+            "epilog": f"With trained models: {', '.join(COMMANDS)}; each has --help.",
         },
     )
 

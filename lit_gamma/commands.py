@@ -1,4 +1,4 @@
-"""What the command line does with a trained model."""
+"""What the command line does with trained models and recorded runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lit_gamma import trained
 from lit_gamma.errors import InputError
 from lit_gamma.generation import Sampling
 from lit_gamma.generation import generate as generate_tokens
+from lit_gamma.token_classes import TokenClasses
 
 
 def generate(
@@ -101,7 +102,31 @@ def perplexity(
     print(f"bits per byte  {result.bits_per_byte:.4f}")
 
 
-COMMANDS: dict[str, Any] = {"generate": generate, "export": export, "perplexity": perplexity}
+def compare(
+    runs: list[str], out: str = "report.html", classes: TokenClasses = TokenClasses()
+) -> None:
+    """Compare runs token by token: a report in HTML, and its numbers as CSV.
+
+    Runs that differ only in their seed form a group; the group of the first run is the reference.
+
+    Args:
+        runs: Directories of two or more runs with the same probe (ProbeLoss).
+        out: The HTML file; the tables go beside it.
+        classes: Thresholds of the classes of tokens.
+    """
+    from lit_gamma import comparison
+    from lit_gamma.comparison.report import write_report
+
+    for path in write_report(comparison.align(runs, classes), out):
+        print(f"wrote {path}")
+
+
+COMMANDS: dict[str, Any] = {
+    "generate": generate,
+    "export": export,
+    "perplexity": perplexity,
+    "compare": compare,
+}
 
 
 def _device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -42,6 +43,36 @@ def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str,
     }
 
 
+def probe(run_dir: str | Path) -> tuple[pd.Series, npt.NDArray[np.float16], pd.DataFrame]:
+    """Reads a run's probe without repeating at each step what its tokens are.
+
+    Args:
+        run_dir: The run's directory.
+
+    Returns:
+        The steps, (n_steps,); the losses in nats, (n_steps, n_tokens); and the table of tokens,
+        whose ``attrs`` hold what the file says of itself: ``probe`` (the hash), ``seed``,
+        ``hyperparameters``.
+
+    Raises:
+        InputError: The run has no probe.
+    """
+    names = ("probe_loss", "probe_tokens")
+    paths = [Path(run_dir, "trajectory", f"{name}.arrow") for name in names]
+    batches = [read_batches(path) if path.is_file() else [] for path in paths]
+    if not all(batches):
+        raise InputError(
+            f"{run_dir} holds no trajectory/probe_loss.arrow and probe_tokens.arrow; train with "
+            "the callback ProbeLoss"
+        )
+    losses, described = map(pa.Table.from_batches, batches)
+    words = {f.name: "category" for f in described.schema if f.type == pa.string()}
+    tokens: pd.DataFrame = described.to_pandas().astype(words)
+    tokens.attrs.update(json.loads(losses.schema.metadata[b"lit_gamma"]))
+    matrix = losses["loss"].combine_chunks().flatten().to_numpy()
+    return losses["step"].to_pandas(), matrix.reshape(losses.num_rows, -1), tokens
+
+
 def tokens(run_dir: str | Path) -> pd.DataFrame:
     """Reads the losses of a run's probe, see :class:`lit_gamma.callbacks.ProbeLoss`.
 
@@ -56,21 +87,14 @@ def tokens(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         InputError: The run has no probe.
     """
-    names = ("probe_loss", "probe_tokens")
-    paths = [Path(run_dir, "trajectory", f"{name}.arrow") for name in names]
-    if not all(path.is_file() for path in paths):
-        raise InputError(
-            f"{run_dir} holds no trajectory/probe_loss.arrow and probe_tokens.arrow; train with "
-            "the callback ProbeLoss"
-        )
-    losses, described = (pa.Table.from_batches(read_batches(path)) for path in paths)
-    n_steps, n_tokens = losses.num_rows, described.num_rows
-    words = {f.name: "category" for f in described.schema if f.type == pa.string()}
-    table: pd.DataFrame = described.to_pandas().astype(words)
-    table = table.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(drop=True)
-    table.insert(0, "step", np.repeat(losses["step"].to_numpy(), n_tokens))
-    table.insert(2, "loss", losses["loss"].combine_chunks().flatten().to_numpy())
-    table.attrs["probe"] = json.loads(described.schema.metadata[b"lit_gamma"])["probe"]
+    steps, losses, described = probe(run_dir)
+    n_steps, n_tokens = losses.shape
+    table: pd.DataFrame = described.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(
+        drop=True
+    )
+    table.insert(0, "step", np.repeat(steps.to_numpy(), n_tokens))
+    table.insert(2, "loss", losses.ravel())
+    table.attrs = {"probe": described.attrs["probe"]}
     return table
 
 

@@ -232,6 +232,18 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
         "step": int(query.idxmax()),
         "mean_squared_cosine_over_null": pytest.approx(query.max()),
     }
+    phases = trajectory.phases(tmp_path / "version_0").set_index(["role", "quantity"])
+    for (role, quantity), row in phases.iterrows():
+        expected = [step if np.isfinite(step) else None for step in row]
+        assert list(summary["phases"][role][quantity].values()) == expected
+    events = EventAccumulator(trainer.log_dir).Reload()
+    (shown,) = events.Tensors("phases/text_summary")
+    head, _, *lines = shown.tensor_proto.string_val[0].decode().splitlines()
+    assert head == "| role | quantity | condensation | expansion |"
+    assert len(lines) == len(phases)
+    step = phases["condensation_step"]["lm_head", "effective_rank_over_null"]
+    (of_head,) = (line for line in lines if line.startswith("| lm_head | effective"))
+    assert (f"| {step:.0f} [" if np.isfinite(step) else "| none |") in of_head
     assert set(summary["overhead"]) == set(trajectory.load(tmp_path / "version_0"))
     assert all(cost["share_of_step"] > 0 for cost in summary["overhead"].values())
     assert set(summary["metrics"]) == {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gamma import trajectory
 from lit_gamma.callbacks.base import trajectory_callbacks
+from lit_gamma.callbacks.tensorboard import tensorboard_writer, write_phases
 from lit_gamma.callbacks.weights import WeightTrajectory
+from lit_gamma.phases import phases_of_roles
 
 
 class RunSummary(Callback):
@@ -24,7 +28,9 @@ class RunSummary(Callback):
     seconds of training (all parts of a resumed run), the validation metrics by name as last
     measured, what each trajectory callback cost (host time per step, and as a share of a step
     without them) with the number of matrices that took turns at each step, and per role the step
-    and value of the strongest condensation and of the lowest effective rank, both ÷ null.
+    and value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
+    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end). TensorBoard
+    has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
     are ``hp/<metric>`` there.
 
@@ -99,6 +105,7 @@ class RunSummary(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
+        tables = trajectory.load(run_dir, ("condensation", "effective_rank")) if recorded else {}
         summary = {
             "status": status,
             "gamma": pl_module.hparams.get("gamma"),
@@ -107,12 +114,12 @@ class RunSummary(Callback):
             "seconds": round(self._seconds(), 2),
             "metrics": metrics,
             "overhead": self._overhead(trainer),
-            **(
-                trajectory.extremes(trajectory.load(run_dir, ("condensation", "effective_rank")))
-                if recorded
-                else {}
-            ),
+            **(trajectory.extremes(tables) if recorded else {}),
         }
+        if tables:
+            phases = phases_of_roles(tables)
+            summary["phases"] = _nested(phases)
+            write_phases(tensorboard_writer(trainer), phases, trainer.global_step)
         draft = run_dir / "summary.json.tmp"
         try:
             draft.write_text(json.dumps(summary, indent=2) + "\n")
@@ -137,3 +144,13 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(compared, shown)
+
+
+def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Role to quantity to the steps of its phases."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in phases.to_dict("records"):
+        steps = {str(k): v for k, v in row.items() if k not in ("role", "quantity")}
+        finite = {k: v if math.isfinite(v) else None for k, v in steps.items()}
+        found.setdefault(row["role"], {})[row["quantity"]] = finite
+    return found

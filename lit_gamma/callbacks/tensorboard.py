@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +46,26 @@ def write_layout(
         writer.add_custom_scalars(
             {c.name: grouped_charts(c.name, c.charts, *items[c]) for c in outcomes_first}
         )
+
+
+def write_phases(writer: SummaryWriter | None, phases: pd.DataFrame, step: int) -> None:
+    """Writes the steps of the phases as a table, under Text.
+
+    Args:
+        writer: TensorBoard's writer; nothing happens without one.
+        phases: See :func:`lit_gamma.trajectory.phases`.
+        step: The step at which the record ends.
+    """
+    if writer is None:
+        return
+    lines = ["| role | quantity | condensation | expansion |", "|---|---|---|---|"]
+    for row in phases.to_dict("records"):
+        cells = [row["role"], row["quantity"]]
+        for kind in ("condensation", "expansion"):
+            found, low, high = (row[f"{kind}_{part}"] for part in ("step", "low", "high"))
+            cells.append("none" if np.isnan(found) else f"{found:.0f} [{low:.0f}, {high:.0f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    writer.add_text("phases", "\n".join(lines), step)
 
 
 def grouped_charts(
