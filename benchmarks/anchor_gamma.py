@@ -22,18 +22,19 @@ import pandas as pd
 from lit_gamma import trajectory
 
 
-def train(out: Path, gamma: float, seed: int) -> dict[str, float]:
+def train(out: Path, gamma: float, seed: int, *arguments: str) -> Path:
+    """Fits in a process of its own, unless that run has finished before; returns its directory."""
     run_dir = out / f"gamma{gamma}" / f"seed{seed}"
     summary = run_dir / "summary.json"
     if not (summary.exists() and json.loads(summary.read_text())["status"] == "finished"):
-        command = [sys.executable, "-m", "lit_gamma", "fit", "--config=configs/anchor.yaml"]
+        command = [sys.executable, "-m", "lit_gamma", "fit", *arguments]
         command += [f"--model.gamma={gamma}", f"--seed_everything={seed}"]
         command += [f"--trainer.logger.init_args.save_dir={out}"]
         command += [f"--trainer.logger.init_args.name=gamma{gamma}"]
         command += [f"--trainer.logger.init_args.version=seed{seed}"]
         command += ["--trainer.enable_progress_bar=false"]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return {"gamma": gamma, "seed": seed, **measured(run_dir)}
+    return run_dir
 
 
 def measured(run_dir: Path) -> dict[str, float]:
@@ -83,7 +84,12 @@ def main() -> None:
     # Seeds outermost: a study that is cut short has all γ for fewer seeds.
     points = [(gamma, seed) for seed, gamma in product(args.seeds, args.gammas)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = pd.DataFrame(pool.map(lambda point: train(args.out, *point), points))
+        found = pool.map(lambda p: train(args.out, *p, "--config=configs/anchor.yaml"), points)
+        rows = [
+            {"gamma": gamma, "seed": seed, **measured(run_dir)}
+            for (gamma, seed), run_dir in zip(points, found, strict=True)
+        ]
+    runs = pd.DataFrame(rows)
     runs.to_csv(args.out / "runs.csv", index=False)
     print(table(runs))
 
