@@ -8,12 +8,16 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from hypothesis import settings
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, cli
 from lit_gamma.data import AnchorComposition
 
 ROOT = Path(__file__).parents[1]
+
+settings.register_profile("untimed", deadline=None)  # No test depends on how fast the machine is.
+settings.load_profile("untimed")
 
 TINY = [
     "--config=configs/anchor.yaml",
@@ -85,9 +89,16 @@ def tiny_module(gamma: float = 0.8, **transformer) -> LanguageModel:
 
 
 def fit(
-    root: Path, *callbacks, seed: int = 0, version=None, ckpt_path=None, module=None, **trainer
+    root: Path,
+    *callbacks,
+    seed: int = 0,
+    version=None,
+    ckpt_path=None,
+    module=None,
+    data=None,
+    **trainer,
 ):
-    """Fits the tiny model on the anchor task and returns the trainer."""
+    """Fits the tiny model on the anchor task, or another, and returns the trainer."""
     lightning.seed_everything(seed)
     made = lightning.Trainer(
         accelerator="cpu",
@@ -98,6 +109,6 @@ def fit(
         max_epochs=-1,
         **{"limit_val_batches": 0, "enable_checkpointing": False, **trainer},
     )
-    data = AnchorComposition(n_train=160, n_val=32, batch_size=16)
+    data = data or AnchorComposition(n_train=160, n_val=32, batch_size=16)
     made.fit(module or tiny_module(), data, ckpt_path=ckpt_path)
     return made

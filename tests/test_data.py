@@ -75,7 +75,7 @@ def tasks(draw):
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tasks(), st.integers(0, 3))
 @example(ONLY_DOWN, 0)
 def test_every_sequence_and_answer_follows_the_definition_of_the_task(task, seed):
@@ -244,7 +244,7 @@ def text(*files, **values) -> Text:
     return Text(paths, **{"context_length": 8, "batch_size": 2, **values})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 256), min_size=2, max_size=60), st.integers(1, 20))
 def test_blocks_make_every_token_but_the_first_a_label_exactly_once(tokens, context_length):
     assert stream(Blocks(np.array(tokens, np.uint16), context_length), context_length) == tokens
@@ -364,7 +364,7 @@ def epochs(n, **sampler) -> list[list[list[int]]]:
     return passes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**40))
 def test_ranks_share_each_global_batch_of_one_permutation(n, batch_size, ranks, seed):
     one = epochs(2, n_samples=n, batch_size=batch_size * ranks, seed=seed)

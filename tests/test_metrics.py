@@ -98,7 +98,7 @@ def test_directions_and_ranks_survive_extreme_scales(scale):
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 10**6), st.floats(1e-6, 1e6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_invariances_and_bounds(n, d, seed, scale):
     weight = randn(n, d, seed=seed, dtype=torch.float64)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -140,7 +140,7 @@ def test_a_preparation_cut_short_leaves_nothing_to_trust(tmp_path):
     assert len(tokens_of(text(tmp_path / "a.txt"))) == len(content) + 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 10)), min_size=1, max_size=4),
     st.integers(0, 2**40),

@@ -1,9 +1,11 @@
-"""The histogram of the training loss and its mean by position, against NumPy."""
+"""The histogram of the training loss and its means by position and frequency, against NumPy."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from conftest import fit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_gamma import trajectory
+from lit_gamma import LanguageModel, TransformerConfig, trajectory
 from lit_gamma.callbacks import Schedule, TokenLoss, TokenLossProfile
-from lit_gamma.callbacks.token_loss_profile import CONTEXTS, EDGES
+from lit_gamma.callbacks.token_loss_profile import CONTEXTS, EDGES, FREQUENCIES
+from lit_gamma.data import Text
 
 
 def expected(losses: list[np.ndarray]) -> dict[str, float]:
@@ -42,6 +45,41 @@ def test_bins_are_those_of_numpy(lengths, rows, seed):
     measured = TokenLossProfile().measure([{"token_loss": torch.from_numpy(x)} for x in losses])
     for name, value in expected(losses).items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
+    assert all(measured[f"mean_of_1_in_{n}"].isnan() for n in FREQUENCIES)  # not known here
+
+
+class Spy(lightning.Callback):
+    """Keeps what a step trained on."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append((outputs["token_loss"].numpy().copy(), batch["labels"].numpy().copy()))
+
+
+def test_means_by_frequency_are_those_of_the_training_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = np.random.default_rng(0).choice(list("aaaaaaaaaabcdefghij \n"), 12_000)
+    words[100] = "z"  # one in 10,800
+    Path("text.txt").write_text("".join(words))
+    data = Text("text.txt", context_length=16, batch_size=8, val_fraction=0.1, cache_dir=".")
+    model = LanguageModel(TransformerConfig(257, 16, n_layers=1, d_model=16), 0.8)
+    profile, spy = TokenLossProfile(Schedule(every=1)), Spy()
+    trainer = fit(tmp_path, profile, spy, module=model, data=data, max_steps=85)
+    text = np.frombuffer(Path("text.txt").read_bytes(), np.uint8)[:10_800]
+    frequency = np.bincount(text, minlength=257) / len(text)
+    recorded = trajectory.load(trainer.log_dir)["token_loss_profile"]
+    z_seen = 0
+    for (_, row), (loss, labels) in zip(recorded.iterrows(), spy.seen, strict=True):
+        for n in FREQUENCIES:
+            inside = (frequency[labels] < 10 / n) & (frequency[labels] >= 1 / n)
+            if n == 100_000:
+                inside = frequency[labels] < 1e-4
+                z_seen += inside.sum()
+            wanted = loss[inside].mean() if inside.any() else np.nan
+            np.testing.assert_allclose(row[f"mean_of_1_in_{n}"], wanted, rtol=1e-5)
+    assert z_seen
 
 
 def test_contexts_without_end_and_loss_without_positions():

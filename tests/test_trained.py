@@ -46,7 +46,7 @@ def test_cached_generation_equals_a_full_forward_per_token(position, length):
         assert torch.equal(got[:, i], tokens[:, -1]), i
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(-4, 4), min_size=2, max_size=9),
     st.sampled_from([0.5, 1.0, 2.0]),

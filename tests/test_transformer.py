@@ -114,7 +114,7 @@ def configs(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configs(), st.data())
 def test_forward_equals_a_float64_reference(config, data):
     length = data.draw(st.integers(1, config.context_length))
@@ -140,7 +140,7 @@ def test_a_token_changes_its_own_and_later_logits_only(position):
         assert (moved[t:] > 1e-6).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs(), st.data())
 def test_a_cache_gives_the_logits_of_the_whole_sequence(config, data):
     length = data.draw(st.integers(1, config.context_length))
@@ -178,7 +178,7 @@ def test_checkpointed_activations_give_the_same_gradients():
     assert all(map(torch.equal, *gradients))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([2, 4, 32]), st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
 def test_rope_scores_depend_on_the_distance_alone(d_head, i, j, by):
     generator = torch.Generator().manual_seed(d_head)
@@ -229,7 +229,7 @@ def test_learned_positions_allow_heads_of_odd_width():
     assert model(tokens(5, 1, 5)).isfinite().all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs())
 def test_neurons_sees_every_matrix_once_with_its_role_layer_and_shape(config):
     d, d_ff = config.d_model, config.d_ff or 4 * config.d_model

@@ -62,8 +62,12 @@ class TokenLoss(BatchTrajectory):
     ) -> None:
         """Takes the loss of the batch's tokens; see :class:`BatchTrajectory`."""
         if self.due(self._step):
-            outputs = {"token_loss": self._loss_of(outputs, batch)}
+            outputs = self.kept(self._loss_of(outputs, batch), batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def kept(self, loss: Tensor, batch: Any) -> Mapping[str, Tensor]:
+        """What :meth:`measure` needs of a batch and the loss of its tokens."""
+        return {"token_loss": loss}
 
     def _loss_of(self, outputs: Any, batch: Any) -> Tensor:
         if self.token_loss is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gamma.callbacks.schedule import Schedule
@@ -19,27 +21,35 @@ EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.
 CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Largest context of each bin, tokens; a bin begins after the one before, the last has no end."""
 
+FREQUENCIES = (10, 100, 1_000, 10_000, 100_000)
+"""Tokens of bin N are less often than 1 in N / 10, and at least 1 in N; the last has no end."""
+
 _SHARES = {f"share_from_{edge:g}": edge for edge in EDGES}
 _MEANS = {f"mean_at_{context}": context for context in CONTEXTS}
+_FREQUENT = {f"mean_of_1_in_{n}": n for n in FREQUENCIES}
 
 
 class TokenLossProfile(TokenLoss):
-    """Records a histogram of the per-token training loss, and its mean by position in the context.
+    """Records a histogram of the per-token training loss, and its mean by position and frequency.
 
     As :class:`TokenLoss` from the training forward itself. A token's context are the tokens that
     its prediction sees: one at the first position. Loss of another shape than (batch, length) has
-    no positions. Token frequencies are left to a fixed set of tokens, see :class:`ProbeLoss`.
+    no positions. The frequency of a token is its probability under the unigram model of the
+    training text, by the DataModule's ``ngram_loss``; without one, or without ``labels`` of the
+    shape of the loss in the batch, there are no frequencies.
 
     Logged, as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens:
 
-    ============= ========================================================================== ======
-    quantity      meaning                                                                    range
-    ============= ========================================================================== ======
-    mean_at_C     mean loss, nats, of tokens with more than C/2 and at most C of context: C  0 .. ∞
-                  = 1, 2, 4, ..., 2048, with no end to the last
-    share_from_E  share of the tokens whose loss is at least E nats and less than the next   0 .. 1
-                  edge: E = 0, 0.01, 0.03, 0.1, 0.3, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16
-    ============= ========================================================================== ======
+    ============== ========================================================================= ======
+    quantity       meaning                                                                   range
+    ============== ========================================================================= ======
+    mean_at_C      mean loss, nats, of tokens with more than C/2 and at most C of context:   0 .. ∞
+                   C = 1, 2, 4, ..., 2048, with no end to the last
+    mean_of_1_in_N mean loss, nats, of tokens that are at least 1 in N and less than 10 in N 0 .. ∞
+                   of the training text: N = 10, 100, ..., 100000, with no end to the last
+    share_from_E   share of the tokens whose loss is at least E nats and less than the next  0 .. 1
+                   edge: E = 0, 0.01, 0.03, 0.1, 0.3, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16
+    ============== ========================================================================= ======
 
     Args:
         schedule: The steps to record; by default the first ten and log-spaced ones.
@@ -55,34 +65,72 @@ class TokenLossProfile(TokenLoss):
             for name, c in _MEANS.items()
         },
         **{
+            name: f"mean loss of the tokens that are less than 10 in {n}"
+            f"{f' and at least 1 in {n}' if n < FREQUENCIES[-1] else ''} of the training text, nats"
+            for name, n in _FREQUENT.items()
+        },
+        **{
             name: f"share of the tokens with a loss in [{low:g}, {high:g}) nats; 0..1"
             for (name, low), high in zip(_SHARES.items(), (*EDGES[1:], math.inf), strict=True)
         },
     }
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "loss by context": list(_MEANS),
+        "loss by frequency": list(_FREQUENT),
         "share of tokens by loss": list(_SHARES),
     }
 
+    _bins: Tensor | None = None  # Of each token of the vocabulary, the bin of its frequency.
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks up how frequent the tokens are; see :class:`BatchTrajectory`."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is not None and hasattr(data, "ngram_loss"):
+            nats = torch.from_numpy(data.ngram_loss(np.arange(data.vocab_size)[:, None])[:, 0])
+            bins = torch.bucketize(nats, torch.tensor(FREQUENCIES[:-1]).log())
+            self._bins = bins.where(~nats.isnan(), len(FREQUENCIES)).to(pl_module.device)
+        super().on_train_start(trainer, pl_module)
+
+    def kept(self, loss: Tensor, batch: Any) -> Mapping[str, Tensor]:
+        """See :class:`TokenLoss`."""
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if self._bins is None or labels is None or labels.shape != loss.shape:
+            return {"token_loss": loss}
+        return {"token_loss": loss, "bins": self._bins[labels.clamp(min=0)]}
+
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """See :class:`BatchTrajectory`."""
-        sums = torch.stack([_sums(output["token_loss"].float()) for output in outputs]).sum(0)
+        sums = torch.stack([_sums(**output) for output in outputs]).sum(0)
         if dist.is_initialized():
             dist.all_reduce(sums)
         (loss, tokens), at_least = sums[: -len(EDGES)].view(2, -1), sums[-len(EDGES) :]
         beyond = torch.cat([at_least[1:], at_least.new_zeros(1)])
         return {
-            **dict(zip(_MEANS, loss / tokens, strict=True)),
+            **dict(zip([*_MEANS, *_FREQUENT], loss / tokens, strict=True)),
             **dict(zip(_SHARES, (at_least - beyond) / at_least[0], strict=True)),
         }
 
 
-def _sums(loss: Tensor) -> Tensor:
-    """Loss and number of the tokens of each bin of context, and how many are above each edge."""
+def _sums(token_loss: Tensor, bins: Tensor | None = None) -> Tensor:
+    """Loss of each bin, its number of tokens, and how many tokens are above each edge."""
+    loss = token_loss.float()
     at_least = torch.stack([(loss >= edge).sum() for edge in EDGES])
-    if loss.ndim != 2:
-        return torch.cat([loss.new_zeros(2 * len(CONTEXTS)), at_least])
-    by_position = torch.stack([loss.nansum(0), (~loss.isnan()).sum(0)])
+    summed = torch.stack([loss.nan_to_num(), (~loss.isnan()).float()])
+    parts = [_by_context(summed), _by_frequency(summed, bins)]
+    return torch.cat([*torch.cat(parts, dim=1), at_least])
+
+
+def _by_context(summed: Tensor) -> Tensor:
+    if summed.ndim != 3:
+        return summed.new_zeros(2, len(CONTEXTS))
+    by_position = summed.sum(1)
     begins = [context // 2 for context in CONTEXTS]
     bins = [by_position[:, a:b].sum(1) for a, b in zip(begins, (*CONTEXTS[:-1], None), strict=True)]
-    return torch.cat([*torch.stack(bins, dim=1), at_least])
+    return torch.stack(bins, dim=1)
+
+
+def _by_frequency(summed: Tensor, bins: Tensor | None) -> Tensor:
+    sums = summed.new_zeros(2, len(FREQUENCIES) + 1)  # The last: of unknown frequency.
+    if bins is not None:
+        sums.index_add_(1, bins.flatten(), summed.flatten(1))
+    return sums[:, :-1]
