@@ -11,6 +11,8 @@ of the others. All have the same batches and the same initialization. Fits end a
 the ``--planned`` steps that the callbacks' budgets count on, and are timed from step ``--first`` to
 the end of the fit; the first steps are the dearest, as all matrices are measured there. A ratio is
 taken within a round; the table gives the median over the rounds, with the smallest and largest.
+"own bill" is what the callbacks' own clocks say, in milliseconds per step: it does not vary with
+the speed of training, and leaves out what recording does to the caches.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from lit_gamma.callbacks import (
     Schedule,
     TokenLoss,
     TokenLossProfile,
+    TrajectoryCallback,
     WeightNorms,
 )
 
@@ -82,31 +85,41 @@ class Naive(lightning.Callback):
 STEPS_PER_TURN = 20 if GPU else 1
 
 
-def in_turns(runs: Mapping[str, Callable[[], None]], first: int, steps: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds per step: of all, and by the callbacks' own clocks."""
+
+    ms: float
+    bill: float
+
+
+def in_turns(runs: Mapping[str, Callable[[], float]], first: int, steps: int) -> dict[str, Cost]:
     """Does all runs of so many steps, a turn of each at a time; each calls :func:`step_starts`.
 
     Returns:
-        Milliseconds per step of each, from step ``first`` to its end.
+        What each costs from step ``first`` to its end; the bill, which a run returns, of all steps.
     """
     now = time.perf_counter
     own: dict[greenlet, float] = {}  # Seconds of each run so far, which is all that it sees.
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    bills: dict[str, float] = {}
     waiting = {name: greenlet(run) for name, run in runs.items()}
     while waiting:
         for name, run in list(waiting.items()):
             start = now() - own.get(run, 0.0)
             with mock.patch("time.perf_counter", lambda start=start: now() - start):
-                run.switch()
+                bill = run.switch()
             if GPU:
                 torch.cuda.synchronize()
             spent = now() - start
             seconds[name].append(spent - own.get(run, 0.0))
             own[run] = spent
             if run.dead:
+                bills[name] = 1e3 * bill / steps
                 del waiting[name]
     skipped = 1 + first // STEPS_PER_TURN  # The first turn is what comes before the first step.
     per_step = 1e3 / (steps - first)
-    return {name: per_step * sum(turns[skipped:]) for name, turns in seconds.items()}
+    return {n: Cost(per_step * sum(s[skipped:]), bills[n]) for n, s in seconds.items()}
 
 
 def step_starts(step: int) -> None:
@@ -161,8 +174,8 @@ def bare(
     steps: int,
     planned: int,
     make: Callable[[Row], nn.Module] = lambda row: module(row).transformer,
-) -> None:
-    """A plain PyTorch loop."""
+) -> float:
+    """A plain PyTorch loop, with nothing recorded."""
     model = make(row).to(DEVICE)
     if GPU:
         model.compile()
@@ -177,12 +190,14 @@ def bare(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    return 0.0
 
 
-def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int], None]:
-    """A fit with those callbacks."""
+def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int], float]:
+    """A fit with those callbacks, which returns the seconds on their bills."""
 
-    def run(row: Row, steps: int, planned: int) -> None:
+    def run(row: Row, steps: int, planned: int) -> float:
+        callbacks = [kind() for kind in kinds]
         with tempfile.TemporaryDirectory() as folder:
             lightning.Trainer(
                 accelerator=DEVICE.type,
@@ -191,11 +206,12 @@ def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int]
                 max_steps=planned,
                 gradient_clip_val=1.0,
                 logger=TensorBoardLogger(folder, default_hp_metric=False),
-                callbacks=[*(kind() for kind in kinds), Turns(steps)],
+                callbacks=[*callbacks, Turns(steps)],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ).fit(module(row), Batches(row, steps))
+        return sum(c.seconds for c in callbacks if isinstance(c, TrajectoryCallback))
 
     return run
 
@@ -233,17 +249,22 @@ def main() -> None:
         f"torch {torch.__version__}, {args.rounds} rounds, "
         f"steps {args.first} to {args.steps} of {args.planned}"
     )
-    print("| row | variant | ms per step | - Lightning | ÷ Lightning |\n|---|---|---|---|---|")
+    print(
+        "| row | variant | ms per step | - Lightning | own bill | ÷ Lightning |\n"
+        + 6 * "|---"
+        + "|"
+    )
     for name in args.rows:
         fit = (ROWS[name], args.steps, args.planned)
         runs = {v: partial(VARIANTS[v], *fit) for v in ["Lightning", *args.variants]}
         rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
         for variant in runs:
-            ms = np.median([r[variant] for r in rounds])
-            ratio = np.array([r[variant] / r["Lightning"] for r in rounds])
+            ms, own = np.median([(r[variant].ms, r[variant].bill) for r in rounds], axis=0)
+            ratio = np.array([r[variant].ms / r["Lightning"].ms for r in rounds])
             spread = f"{np.median(ratio):.3f} ({ratio.min():.3f} .. {ratio.max():.3f})"
-            bill = np.median([r[variant] - r["Lightning"] for r in rounds])
-            print(f"| {name} | {variant} | {ms:.1f} | {bill:+.1f} | {spread} |", flush=True)
+            more = np.median([r[variant].ms - r["Lightning"].ms for r in rounds])
+            cells = [name, variant, f"{ms:.1f}", f"{more:+.1f}", f"{own:.2f}", spread]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ LOOPS = {**PEERS, "lit-gamma, bare loop": lambda row: module(row).transformer}
 LIGHTNING = {"lit-gamma, Lightning": "Lightning", "lit-gamma, default callbacks": "defaults"}
 
 
-def variants(row: Row, steps: int, planned: int) -> dict[str, Callable[[], None]]:
+def variants(row: Row, steps: int, planned: int) -> dict[str, Callable[[], float]]:
     """What is run, by name."""
     loops = {name: partial(bare, row, steps, planned, make) for name, make in LOOPS.items()}
     fits = {name: partial(VARIANTS[v], row, steps, planned) for name, v in LIGHTNING.items()}
@@ -162,8 +162,8 @@ def main() -> None:
         rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
         tokens = row.batch_size * row.transformer.context_length
         for variant in runs:
-            speed = np.array([tokens / r[variant] * 1e3 for r in rounds])
-            peer = np.array([min(r[p] for p in PEERS) / r[variant] for r in rounds])
+            speed = np.array([tokens / r[variant].ms * 1e3 for r in rounds])
+            peer = np.array([min(r[p].ms for p in PEERS) / r[variant].ms for r in rounds])
             make = LOOPS.get(variant, LOOPS["lit-gamma, bare loop"])
             size = sum(p.numel() for p in make(row).parameters()) / 1e6
             print(

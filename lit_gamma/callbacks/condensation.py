@@ -47,7 +47,7 @@ class Condensation(WeightTrajectory):
     (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
 
     Args:
-        schedule: The steps to record all matrices; by default the first five and log-spaced ones.
+        schedule: The steps to record all matrices; by default the first three and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to draw; by default four per factor of ten.
@@ -107,7 +107,7 @@ class Condensation(WeightTrajectory):
         for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
             for i, matrix in enumerate(group.matrices):
                 if writer is not None and matrix.role in self.heatmap_roles:
-                    image = heatmap(group.cosines[i], self.heatmap_rows)
+                    image = heatmap(group.weight[i], self.heatmap_rows)
                     tag = f"{self.name}/cosines/{matrix.label}"
                     images.append(Summary.Value(tag=tag, image=image))
         if writer is not None:
@@ -115,19 +115,19 @@ class Condensation(WeightTrajectory):
             events.add_summary(Summary(value=images), trainer.global_step)
 
 
-def heatmap(cosines: Tensor, max_rows: int) -> Summary.Image:
-    """Paints a cosine matrix, its rows ordered so that aligned ones form blocks.
+def heatmap(neurons: Tensor, max_rows: int) -> Summary.Image:
+    """Paints the cosines between neurons, ordered so that aligned ones form blocks.
 
     Args:
-        cosines: Shape (n, n), entries in -1 .. 1.
-        max_rows: Most rows to paint; of more, an evenly spaced selection.
+        neurons: Shape (n, d_in).
+        max_rows: Most neurons to paint; of more, an evenly spaced selection.
 
     Returns:
         A PNG of min(n, max_rows) rows in 33 colours, as each byte costs TensorBoard's writer 0.1 µs
         of Python: blue -1, white 0, red 1.
     """
-    chosen = torch.linspace(0, len(cosines) - 1, min(len(cosines), max_rows)).round().long()
-    cosines = cosines[chosen][:, chosen]
+    chosen = torch.linspace(0, len(neurons) - 1, min(len(neurons), max_rows)).round().long()
+    cosines = metrics.cosine_matrix(neurons[chosen])
     order = metrics.sorted_by_alignment(cosines)
     level = ((cosines[order][:, order] + 1) * 16).round().to(torch.uint8)
     image = Image.fromarray(level.cpu().numpy()).convert("L")

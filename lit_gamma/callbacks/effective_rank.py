@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.base import PICTURES
 from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
@@ -36,14 +35,14 @@ class EffectiveRank(WeightTrajectory):
     that a random matrix of this shape and rms has, rms (√n + √d).
 
     Args:
-        schedule: The steps to record all matrices; by default the first five and log-spaced ones.
+        schedule: The steps to record all matrices; by default the first three and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
-        pictures: The steps to write the histograms; by default four per factor of ten.
+        pictures: The steps to write the histograms; by default two per factor of ten.
     """
 
     default_schedule = TIERED
-    default_pictures = PICTURES
+    default_pictures = Schedule(per_decade=2)
     meanings: ClassVar[Mapping[str, str]] = {
         "effective_rank": "exp of the entropy of s / sum(s) (Roy & Vetterli 2007); 1..min(n, d)",
         "participation_ratio": "sum(s^2)^2 / sum(s^4); 1..min(n, d)",

@@ -26,8 +26,8 @@ from lit_gamma.metrics import cosine_matrix, singular_values_of_gram, smaller_gr
 from lit_gamma.neurons import NeuronMatrix
 from lit_gamma.recorder import Index
 
-TIERED = Schedule(dense_until=5, per_decade=5)
-"""The steps at which the exact measures take all matrices by default: 40 in the first 10,000."""
+TIERED = Schedule(dense_until=3, per_decade=4)
+"""The steps at which the exact measures take all matrices by default: 18 in the first 10,000."""
 
 MAX_LABELS = 40
 """With more matrices than this, TensorBoard shows the mean of each role; the file has them all."""
