@@ -26,7 +26,7 @@ from lit_gamma.comparison.configs import differing, flat
 from lit_gamma.comparison.findings import Parts, number, readable, step_number
 from lit_gamma.comparison.probe_text import probe_text
 from lit_gamma.comparison.runs import Comparison
-from lit_gamma.comparison.weights import all_phases, weight_curves
+from lit_gamma.comparison.weights import all_phases, recorded, weight_curves
 from lit_gamma.errors import InputError
 from lit_gamma.phases import QUANTITIES
 from lit_gamma.roles import ROLES
@@ -51,6 +51,7 @@ class Numbers:
 
 def compute(comparison: Comparison) -> Numbers:
     """Computes the tables of a report, see the functions that each is from."""
+    of_runs = recorded(comparison)
     parts = curves(comparison)
     by_mean = curves(comparison, classes="class_by_mean")
     differences = loss_differences(comparison, parts).assign(classes="best")
@@ -58,8 +59,8 @@ def compute(comparison: Comparison) -> Numbers:
     differences = pd.concat([differences, again[again["class"] != ""]], ignore_index=True)
     return Numbers(
         parts, by_mean, _runs(comparison), _losses(comparison, parts), differences,
-        learnt(comparison, parts), _tokens(comparison), all_phases(comparison),
-        weight_curves(comparison),
+        learnt(comparison, parts), _tokens(comparison), all_phases(comparison, of_runs),
+        weight_curves(comparison, of_runs),
     )  # fmt: skip
 
 

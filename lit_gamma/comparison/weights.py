@@ -13,8 +13,22 @@ from lit_gamma.phases import QUANTITIES, phases_of_roles, role_means
 _POINTS = 90
 
 
-def weight_curves(comparison: Comparison) -> pd.DataFrame:
+Recorded = list[dict[str, pd.DataFrame]]
+"""Of each run, the tables that :data:`lit_gamma.phases.QUANTITIES` are in."""
+
+
+def recorded(comparison: Comparison) -> Recorded:
+    """Reads what the runs recorded of their weights, once for all that is made of it."""
+    names = [table for table, _ in QUANTITIES.values()]
+    return [trajectory.load(run.path, names) for run in comparison.runs]
+
+
+def weight_curves(comparison: Comparison, of_runs: Recorded) -> pd.DataFrame:
     """Means over the matrices of a role and the runs of a group, at log-spaced steps.
+
+    Args:
+        comparison: The runs.
+        of_runs: What :func:`recorded` returns.
 
     Returns:
         Columns ``quantity`` (those of :data:`lit_gamma.phases.QUANTITIES`), ``role``, ``group``,
@@ -25,7 +39,7 @@ def weight_curves(comparison: Comparison) -> pd.DataFrame:
         pd.DataFrame(
             {"quantity": quantity, "role": role, "run": i, "step": curve.index, "v": curve}
         )
-        for i, tables in enumerate(_recorded(comparison))
+        for i, tables in enumerate(of_runs)
         for quantity, (table, _) in QUANTITIES.items()
         if table in tables
         for role, curve in role_means(tables[table], quantity).items()
@@ -37,12 +51,12 @@ def weight_curves(comparison: Comparison) -> pd.DataFrame:
     steps = _log_spaced(int(seen.groupby("run")["step"].max().min()))
     found = []
     for (quantity, role), of_role in seen.groupby(["quantity", "role"], sort=False):
-        of_runs = {
+        curve_of = {
             i: np.interp(np.log1p(steps), np.log1p(curve["step"]), curve["v"])
             for i, curve in of_role.groupby("run")
         }
         for group, of in comparison.groups.items():
-            values = [of_runs[i] for i in of if i in of_runs]
+            values = [curve_of[i] for i in of if i in curve_of]
             if values:
                 of_group = {
                     "quantity": quantity, "role": role, "group": group, "step": steps,
@@ -54,8 +68,12 @@ def weight_curves(comparison: Comparison) -> pd.DataFrame:
     return curves
 
 
-def all_phases(comparison: Comparison) -> pd.DataFrame:
+def all_phases(comparison: Comparison, of_runs: Recorded) -> pd.DataFrame:
     """The phases of every run.
+
+    Args:
+        comparison: The runs.
+        of_runs: What :func:`recorded` returns.
 
     Returns:
         Columns ``run``, ``group``, and those of :func:`lit_gamma.trajectory.phases`; empty if no
@@ -63,7 +81,7 @@ def all_phases(comparison: Comparison) -> pd.DataFrame:
     """
     group_of = {i: group for group, of in comparison.groups.items() for i in of}
     found = []
-    for i, tables in enumerate(_recorded(comparison)):
+    for i, tables in enumerate(of_runs):
         if tables:
             phases = phases_of_roles(tables)
             phases.insert(0, "group", group_of[i])
@@ -71,11 +89,6 @@ def all_phases(comparison: Comparison) -> pd.DataFrame:
             found.append(phases)
     table: pd.DataFrame = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
     return table
-
-
-def _recorded(comparison: Comparison) -> list[dict[str, pd.DataFrame]]:
-    names = [table for table, _ in QUANTITIES.values()]
-    return [trajectory.load(run.path, names) for run in comparison.runs]
 
 
 def _log_spaced(last: int) -> npt.NDArray[np.float64]:
