@@ -72,7 +72,7 @@ class Condensation(WeightTrajectory):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = 0.01,
+        overhead: float | None = 0.005,
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
         heatmap_roles: Sequence[str] = ("embedding", "query", "key", "value", "mlp_up", "lm_head"),
@@ -133,6 +133,6 @@ def heatmap(neurons: Tensor, max_rows: int) -> Summary.Image:
     image = Image.fromarray(level.cpu().numpy()).convert("L")
     image.putpalette(_PALETTE)
     png = io.BytesIO()
-    image.save(png, format="PNG", bits=8)
+    image.save(png, format="PNG", bits=8, compress_level=1)
     size = len(order)
     return Summary.Image(height=size, width=size, colorspace=3, encoded_image_string=png.getvalue())

@@ -65,11 +65,15 @@ class EffectiveRank(WeightTrajectory):
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
+        if weights.weight.is_cpu:  # Nothing to wait for, and the histograms share them.
+            return {"singular_values": weights.singular_values}
         return {"gram": weights.gram}
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: solves the eigenproblems."""
-        s = metrics.singular_values_of_gram(measured["gram"])
+        """See :class:`TrajectoryCallback`: solves the eigenproblems that would have to wait."""
+        s = measured.get("singular_values")
+        if s is None:
+            s = metrics.singular_values_of_gram(measured["gram"])
         return {
             "effective_rank": metrics.effective_rank(s),
             "participation_ratio": metrics.participation_ratio(s),

@@ -43,6 +43,7 @@ def cosine_matrix(weight: Tensor) -> Tensor:
 def _mean_over_pairs(values: Tensor, cosines: Tensor) -> Tensor:
     """Averages values (..., n, n) over the ordered pairs i ≠ j of the non-zero rows."""
     n_neurons = cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
+    values = values.to(cosines.dtype)  # Booleans would be summed as int64, three times slower.
     off_diagonal = values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)
     return off_diagonal / (n_neurons * (n_neurons - 1))
 
