@@ -1,13 +1,17 @@
 """What recording costs: whole fits, step by step in turn in one process, over Lightning alone.
 
     pip install greenlet
+    export MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184
     python benchmarks/overhead.py --rows anchor --rounds 5 --steps 600 --planned 1500
+
+The two variables keep glibc from giving memory back to the system between steps: which fit has to
+ask for it again is chance, and it can be two percent of its time.
 
 "Lightning's cost" is Lightning over the bare loop, "our cost" the callbacks over Lightning.
 
 Every round fits all variants at once, in one thread: each takes a step (on a GPU twenty), then the
-next one does, so that a machine whose speed drifts is as fast for all. A fit does not see the time
-of the others. All have the same batches and the same initialization. Fits end after ``--steps`` of
+next one does, so that a machine whose speed drifts is as fast for all; who is first changes from
+turn to turn. A fit does not see the time of the others. All have the same batches and the same initialization. Fits end after ``--steps`` of
 the ``--planned`` steps that the callbacks' budgets count on, and are timed from step ``--first`` to
 the end of the fit; the first steps are the dearest, as all matrices are measured there. A ratio is
 taken within a round; the table gives the median over the rounds, with the smallest and largest.
@@ -25,6 +29,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from unittest import mock
 
 import lightning
@@ -105,6 +110,7 @@ def in_turns(runs: Mapping[str, Callable[[], float]], first: int, steps: int) ->
     bills: dict[str, float] = {}
     waiting = {name: greenlet(run) for name, run in runs.items()}
     while waiting:
+        waiting = dict(islice(cycle(waiting.items()), 1, len(waiting) + 1))
         for name, run in list(waiting.items()):
             start = now() - own.get(run, 0.0)
             with mock.patch("time.perf_counter", lambda start=start: now() - start):
@@ -257,6 +263,7 @@ def main() -> None:
     for name in args.rows:
         fit = (ROWS[name], args.steps, args.planned)
         runs = {v: partial(VARIANTS[v], *fit) for v in ["Lightning", *args.variants]}
+        in_turns({"warm-up": partial(bare, ROWS[name], 2, 2)}, 0, 2)
         rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
         for variant in runs:
             ms, own = np.median([(r[variant].ms, r[variant].bill) for r in rounds], axis=0)

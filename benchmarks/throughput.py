@@ -8,7 +8,7 @@ many parameters; the bare loop is the same for all: fused AdamW, clipping, cross
 everything is compiled and runs in bfloat16. A round trains every variant once from a fresh
 initialization, a step of each in turn, as in ``overhead.py``. The table gives medians over the
 rounds, the smallest and largest in brackets; a ratio is taken within a round, to the fastest peer
-of that round. Peak memory is that of ten steps in a process of their own, above what was held.
+of that round. Peak memory is that of three steps in a process of their own, above what was held.
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ def variants(row: Row, steps: int, planned: int) -> dict[str, Callable[[], float
 
 
 def peak_memory(shape: str, variant: str) -> float:
-    """What ten steps need above what the process held before them, MiB."""
+    """What three steps need above what the process held before them, MiB."""
     quiet()
-    run = variants(SHAPES[shape], 10, 10)[variant]
+    run = variants(SHAPES[shape], 3, 3)[variant]
     if GPU:
-        in_turns({variant: run}, 0, 10)
+        in_turns({variant: run}, 0, 3)
         return torch.cuda.max_memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here.
     before = _resident("VmRSS")
-    in_turns({variant: run}, 0, 10)
+    in_turns({variant: run}, 0, 3)
     return _resident("VmHWM") - before
 
 
@@ -159,6 +159,7 @@ def main() -> None:
         runs = variants(row, args.steps, args.planned)
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
             memory = dict(zip(runs, fresh.map(partial(peak_memory, shape), runs), strict=True))
+        in_turns({"warm-up": partial(bare, row, 2, 2)}, 0, 2)
         rounds = [in_turns(runs, args.first, args.steps) for _ in range(args.rounds)]
         tokens = row.batch_size * row.transformer.context_length
         for variant in runs:

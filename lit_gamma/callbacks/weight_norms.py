@@ -144,10 +144,11 @@ class WeightNorms(WeightTrajectory):
         norms = torch.linalg.vector_norm(values, dim=1)
         present = norms > 0
         previous = self._previous.get(rows.positions)
-        change = torch.full_like(norms, torch.nan)
-        if previous is not None:
+        if previous is None:
+            change = before = torch.full_like(norms, torch.nan)
+        else:
             change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
-        before = change if previous is None else previous[1]
+            before = previous[1]
         self._previous[rows.positions] = values, norms
         squared = torch.stack((norms, change, before), dim=1).square()
         per_row = torch.cat((squared, present.unsqueeze(1)), dim=1)
