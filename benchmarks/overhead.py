@@ -11,12 +11,13 @@ ask for it again is chance, and it can be two percent of its time.
 
 Every round fits all variants at once, in one thread: each takes a step (on a GPU twenty), then the
 next one does, so that a machine whose speed drifts is as fast for all; who is first changes from
-turn to turn. A fit does not see the time of the others. All have the same batches and the same initialization. Fits end after ``--steps`` of
-the ``--planned`` steps that the callbacks' budgets count on, and are timed from step ``--first`` to
-the end of the fit; the first steps are the dearest, as all matrices are measured there. A ratio is
-taken within a round; the table gives the median over the rounds, with the smallest and largest.
-"own bill" is what the callbacks' own clocks say, in milliseconds per step: it does not vary with
-the speed of training, and leaves out what recording does to the caches.
+turn to turn. A fit does not see the time of the others. All have the same batches and the same
+initialization. Fits end after ``--steps`` of the ``--planned`` steps that the callbacks' budgets
+count on, and are timed from step ``--first`` to the end of the fit; the first steps are the
+dearest, as all matrices are measured there. A ratio is taken within a round; the table gives the
+median over the rounds, with the smallest and largest. "own bill" is what the callbacks' own clocks
+say, in milliseconds per step: it does not vary with the speed of training, and leaves out what
+recording does to the caches.
 """
 
 from __future__ import annotations
