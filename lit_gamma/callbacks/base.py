@@ -208,16 +208,16 @@ class TrajectoryCallback(BudgetedCallback):
         self.calibrate(trainer)
 
     def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records and draws the current weights, unless that is done already or not due."""
+        """Draws and records the current weights, unless that is done already or not due."""
         step = trainer.global_step
-        if step > self._last_step and self.due(step):
-            with self.billed("record"), torch.no_grad():
-                self.take(trainer, pl_module)
-            self._last_step = step
         if self.pictures is not None and step > self._last_drawn and self.pictures.due(step):
             with self.billed("pictures"), torch.no_grad():
                 self.draw(trainer, pl_module, tensorboard_writer(trainer))
             self._last_drawn = step
+        if step > self._last_step and self.due(step):  # Last: what a picture waits for is shared.
+            with self.billed("record"), torch.no_grad():
+                self.take(trainer, pl_module)
+            self._last_step = step
 
     def flush_if_due(self, step: int) -> None:
         """Writes what has waited long enough, or takes too much memory."""

@@ -65,12 +65,12 @@ class EffectiveRank(WeightTrajectory):
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
-        if weights.weight.is_cpu:  # Nothing to wait for, and the histograms share them.
+        if weights.is_solved:
             return {"singular_values": weights.singular_values}
         return {"gram": weights.gram}
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: solves the eigenproblems that would have to wait."""
+        """See :class:`TrajectoryCallback`: solves what the histograms have not."""
         s = measured.get("singular_values")
         if s is None:
             s = metrics.singular_values_of_gram(measured["gram"])

@@ -71,8 +71,13 @@ class WeightGroup:
 
     @cached_property
     def singular_values(self) -> Tensor:
-        """Singular values, descending, shape (b, min(n_neurons, d_in)); waits for the device."""
-        return singular_values_of_gram(self.gram).to(self.weight.dtype)
+        """Singular values, descending, float64, (b, min(n_neurons, d_in)); waits for the device."""
+        return singular_values_of_gram(self.gram)
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether :attr:`singular_values` are there already, without a wait."""
+        return "singular_values" in vars(self)
 
 
 class WeightTrajectory(TrajectoryCallback):
