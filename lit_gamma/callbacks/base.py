@@ -104,6 +104,10 @@ class TrajectoryCallback(BudgetedCallback):
         """Whether something is recorded at a step."""
         return self.schedule.due(step)
 
+    def draws(self, step: int) -> bool:
+        """Whether a picture of a step is to be drawn, and is not drawn yet."""
+        return self.pictures is not None and step > self._last_drawn and self.pictures.due(step)
+
     def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
 
@@ -208,28 +212,26 @@ class TrajectoryCallback(BudgetedCallback):
         self.calibrate(trainer)
 
     def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws and records the current weights, unless that is done already or not due."""
+        """Records and draws the current weights, unless that is done already or not due."""
         step = trainer.global_step
-        if self.pictures is not None and step > self._last_drawn and self.pictures.due(step):
-            with self.billed("pictures"), torch.no_grad():
-                self.draw(trainer, pl_module, tensorboard_writer(trainer))
-            self._last_drawn = step
-        if step > self._last_step and self.due(step):  # Last: what a picture waits for is shared.
+        if step > self._last_step and self.due(step):
             with self.billed("record"), torch.no_grad():
                 self.take(trainer, pl_module)
             self._last_step = step
+        if self.draws(step):
+            with self.billed("pictures"), torch.no_grad():
+                self.draw(trainer, pl_module, tensorboard_writer(trainer))
+            self._last_drawn = step
 
     def flush_if_due(self, step: int) -> None:
         """Writes what has waited long enough, or takes too much memory."""
-        oldest = None if self.recorder is None else self.recorder.oldest
+        if self.recorder is None or self.recorder.oldest is None:
+            return
+        first_step, since = self.recorder.oldest
         if (
-            self.recorder is not None
-            and oldest is not None
-            and (
-                step - oldest[0] >= FLUSH_STEPS
-                or time.time() - oldest[1] >= FLUSH_SECONDS
-                or self.recorder.n_bytes >= FLUSH_BYTES
-            )
+            step - first_step >= FLUSH_STEPS
+            or time.time() - since >= FLUSH_SECONDS
+            or self.recorder.n_bytes >= FLUSH_BYTES
         ):
             with self.billed("write"):
                 self.flush()

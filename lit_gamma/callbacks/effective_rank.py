@@ -62,15 +62,21 @@ class EffectiveRank(WeightTrajectory):
         pictures: Schedule | None = None,
     ) -> None:
         super().__init__(schedule, overhead, matrices_per_step, pictures)
+        self._waits = False
+
+    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See :class:`TrajectoryCallback`; a histogram waits for the spectra, and shares them."""
+        self._waits = self.draws(trainer.global_step)
+        super().take(trainer, pl_module)
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """See :class:`WeightTrajectory`."""
-        if weights.is_solved:
+        if self._waits:
             return {"singular_values": weights.singular_values}
         return {"gram": weights.gram}
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: solves what the histograms have not."""
+        """See :class:`TrajectoryCallback`: solves what was put off."""
         s = measured.get("singular_values")
         if s is None:
             s = metrics.singular_values_of_gram(measured["gram"])

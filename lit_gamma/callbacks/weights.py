@@ -74,11 +74,6 @@ class WeightGroup:
         """Singular values, descending, float64, (b, min(n_neurons, d_in)); waits for the device."""
         return singular_values_of_gram(self.gram)
 
-    @property
-    def is_solved(self) -> bool:
-        """Whether :attr:`singular_values` are there already, without a wait."""
-        return "singular_values" in vars(self)
-
 
 class WeightTrajectory(TrajectoryCallback):
     """Records quantities of every weight matrix. Subclasses implement :meth:`measure`.
