@@ -21,35 +21,21 @@ from lit_gamma.neurons import NeuronMatrix
 
 
 @dataclass(frozen=True)
-class Run:
-    """Neighbouring matrices of one shape in a :class:`Rows`.
-
-    Attributes:
-        matrices: Their places in ``Rows.positions``.
-        rows: Where their rows are.
-        shape: Number of matrices, rows held here of each, d_in.
-    """
-
-    matrices: slice
-    rows: slice
-    shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
 class Rows:
     """Weight matrices with the same number of inputs, below one another.
 
     Attributes:
         positions: Where the matrices stand in the order of :func:`lit_gamma.neurons.neurons`.
         n_neurons: Rows of each whole matrix.
-        runs: Matrices of one shape, which are stacked without a copy.
+        shapes: For every run of matrices of one shape, which are stacked without a copy, their
+            number and how many rows of each this rank holds.
         held: The rows of each matrix that this rank holds, shape (rows, d_in); there may be none.
         ranks: The processes that hold the other rows; None if this one holds all.
     """
 
     positions: tuple[int, ...]
     n_neurons: tuple[int, ...]
-    runs: list[Run]
+    shapes: list[tuple[int, int]]
     held: tuple[Tensor, ...]
     ranks: ProcessGroup | None
 
@@ -57,21 +43,29 @@ class Rows:
         """Copies the rows held here, float32, shape (rows, d_in)."""
         return lend(torch.cat(self.held).float())
 
-    def stacked(self, values: Tensor, run: Run) -> Tensor:
-        """Views values of shape (rows, ...) as (matrices of the run, rows of each, ...)."""
-        return values[run.rows].view(*run.shape[:2], *values.shape[1:])
+    @property
+    def counts(self) -> list[int]:
+        """Number of matrices in every run."""
+        return [count for count, _ in self.shapes]
+
+    def stacked(self, values: Tensor) -> list[Tensor]:
+        """Views values of shape (rows, ...) as (matrices, rows of each, ...), a view per run."""
+        parts = values.split_with_sizes([count * rows for count, rows in self.shapes])
+        return [
+            part.view(*shape, *values.shape[1:])
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums values of shape (rows, k) over the rows of each matrix: (len(positions), k)."""
-        return torch.cat([self.stacked(values, run).sum(1) for run in self.runs])
+        return torch.cat([part.sum(1) for part in self.stacked(values)])
 
     def maxima(self, values: Tensor) -> Tensor:
         """Largest of values >= 0 of shape (rows,) over the rows of each matrix; 0 without rows."""
-        empty = values.new_zeros(1)
         return torch.cat(
             [
-                self.stacked(values, run).amax(1) if run.shape[1] else empty.expand(run.shape[0])
-                for run in self.runs
+                part.amax(1) if part.shape[1] else part.new_zeros(part.shape[0])
+                for part in self.stacked(values)
             ]
         )
 
@@ -114,7 +108,9 @@ def _grouped(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
     for (_, _, ranks), members in alike.items():
         members.sort(key=lambda member: member[1])  # Stable: shapes become neighbours.
         positions, n_neurons, held_rows = zip(*members, strict=True)
-        yield Rows(positions, n_neurons, _runs(n_neurons, held_rows), held_rows, ranks)
+        runs = [list(run) for _, run in groupby(members, key=lambda member: member[1])]
+        shapes = [(len(run), run[0][2].shape[0]) for run in runs]
+        yield Rows(positions, n_neurons, shapes, held_rows, ranks)
 
 
 def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
@@ -124,16 +120,6 @@ def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
     if len(sharded) == 1 and weight.placements[sharded[0]] == Shard(0):
         return weight.to_local(), weight.device_mesh.get_group(sharded[0])
     return weight.full_tensor(), None
-
-
-def _runs(n_neurons: Sequence[int], held: Sequence[Tensor]) -> list[Run]:
-    runs, matrix, row = [], 0, 0
-    for _, members in groupby(zip(n_neurons, held, strict=True), key=lambda member: member[0]):
-        tensors = [tensor for _, tensor in members]
-        k, (n, d) = len(tensors), tensors[0].shape
-        runs.append(Run(slice(matrix, matrix + k), slice(row, row + k * n), (k, n, d)))
-        matrix, row = matrix + k, row + k * n
-    return runs
 
 
 def add_over_ranks(sums: Sequence[Tensor], ranks: Sequence[ProcessGroup | None]) -> None:

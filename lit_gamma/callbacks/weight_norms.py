@@ -82,8 +82,9 @@ class WeightNorms(WeightTrajectory):
                 known.update(zip(group.positions, blocks, strict=True))
         self._blocks, self._previous = {}, {}
         for rows in rows_of(pl_module):
-            blocks = torch.stack([known[i] for i in rows.positions])
-            self._blocks[rows.positions] = blocks.to(pl_module.device)
+            # Each vector contiguous, as QR returns them: the layout decides how a product adds.
+            blocks = torch.stack([known[i].mT for i in rows.positions])
+            self._blocks[rows.positions] = blocks.to(pl_module.device).mT
             if self._last_step == trainer.global_step > 0:
                 self._sums(rows, rows.copy())
         super().on_train_start(trainer, pl_module)
@@ -92,7 +93,8 @@ class WeightNorms(WeightTrajectory):
         """Records all matrices of the current weights."""
         groups = rows_of(pl_module)
         copies = [rows.copy() for rows in groups]
-        with side_stream(pl_module.device):
+        # Many small operations: a tenth cheaper than under no_grad alone.
+        with side_stream(pl_module.device), torch.inference_mode():
             sums = [self._sums(rows, copy) for rows, copy in zip(groups, copies, strict=True)]
             add_over_ranks(
                 [part for parts in sums for part in parts.values()],
@@ -142,7 +144,7 @@ class WeightNorms(WeightTrajectory):
             the sum of the rows' directions, (m, b + 1, d_in).
         """
         norms = torch.linalg.vector_norm(values, dim=1)
-        present = norms > 0
+        inverse = norms.reciprocal().nan_to_num_(nan=math.nan, posinf=0)
         previous = self._previous.get(rows.positions)
         if previous is None:
             change = before = torch.full_like(norms, torch.nan)
@@ -150,15 +152,12 @@ class WeightNorms(WeightTrajectory):
             change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
             before = previous[1]
         self._previous[rows.positions] = values, norms
-        squared = torch.stack((norms, change, before), dim=1).square()
-        per_row = torch.cat((squared, present.unsqueeze(1)), dim=1)
-        inverse = torch.where(present, 1 / norms, 0)
+        per_row = torch.stack((norms, change, before, inverse.sign()), dim=1).square_()
         products = []
-        for run in rows.runs:
-            weight = rows.stacked(values, run)
-            directions = rows.stacked(inverse, run).unsqueeze(2)
-            block = self._blocks[rows.positions][run.matrices]
-            to_neurons = torch.cat((weight @ block, directions), dim=2)
+        weights, directions = rows.stacked(values), rows.stacked(inverse.unsqueeze(1))
+        blocks = self._blocks[rows.positions].split_with_sizes(rows.counts)
+        for weight, direction, block in zip(weights, directions, blocks, strict=True):
+            to_neurons = torch.cat((weight @ block, direction), dim=2)
             products.append(to_neurons.mT @ weight)
         return {
             "totals": rows.sums(per_row),
@@ -172,8 +171,7 @@ class WeightNorms(WeightTrajectory):
         """What :meth:`settle` takes, from the sums over all rows; the blocks go a step on."""
         block, product = self._blocks[rows.positions], product.mT
         ritz, residual = metrics.ritz_matrix(block, product[..., :-1])
-        # Laid out as after a resume: the layout decides in which order a product is summed.
-        self._blocks[rows.positions] = metrics.next_block(product[..., :-1]).contiguous()
+        self._blocks[rows.positions] = metrics.next_block(product[..., :-1])
         missing = BLOCK_SIZE - block.shape[2]  # Zeros do not change the largest Ritz value.
         return {
             "shape": _shape(rows.n_neurons, block.shape[1], block.device),

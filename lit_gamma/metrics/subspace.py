@@ -60,11 +60,12 @@ def ritz_matrix(block: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
         product: Y = WᵀWV, shape (..., d, b).
 
     Returns:
-        The symmetric matrix, shape (..., b, b), and the Frobenius norm of the residual, (...).
+        The matrix, shape (..., b, b), symmetric but for rounding, and the Frobenius norm of the
+        residual, (...).
     """
     projected = block.mT @ product
     residual = torch.linalg.vector_norm(product - block @ projected, dim=(-2, -1))
-    return (projected + projected.mT) / 2, residual
+    return projected, residual
 
 
 def spectral_norm_bounds(ritz: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,8 @@ def spectral_norm_bounds(ritz: Tensor, residual: Tensor) -> tuple[Tensor, Tensor
         Estimate and error, shape (...), in units of the weights; NaN where ritz is not finite.
     """
     is_finite = ritz.isfinite().all(-1).all(-1)
-    values = torch.linalg.eigvalsh(torch.where(is_finite[..., None, None], ritz, 0))
+    symmetric = (ritz + ritz.mT) / 2
+    values = torch.linalg.eigvalsh(torch.where(is_finite[..., None, None], symmetric, 0))
     largest = torch.where(is_finite, values[..., -1].clamp(min=0), torch.nan)
     estimate = largest.sqrt() * (1 - _ROUNDING)
     return estimate, (largest + residual).sqrt() * (1 + _ROUNDING) - estimate
@@ -100,6 +102,7 @@ def next_block(product: Tensor) -> Tensor:
     Returns:
         Shape (..., d, b).
     """
-    scale = product.abs().amax((-2, -1), keepdim=True)
-    block: Tensor = torch.linalg.qr(product / torch.where(scale > 0, scale, 1)).Q
+    scale = torch.linalg.vector_norm(product, torch.inf, (-2, -1), keepdim=True)
+    smallest = torch.finfo(product.dtype).tiny
+    block: Tensor = torch.linalg.qr(product / scale.clamp(min=smallest)).Q
     return block
