@@ -63,7 +63,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     base = tmp_path / "configs" / "base.yaml"
     paced = "overhead: null\n        matrices_per_step: 0.5"
-    base.write_text(re.sub(r"overhead: 0\.0(05|1)\b", paced, base.read_text()))
+    base.write_text(re.sub(r"overhead: 0\.00(5|75)\b", paced, base.read_text()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -57,7 +57,7 @@ class EffectiveRank(WeightTrajectory):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = 0.01,
+        overhead: float | None = 0.0075,
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
