@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each of shape (length, d_head / 2)."""
+"""Cosines and signed sines, as ``rotate`` takes them: each of shape (length, d_head)."""
 
 
 class Rope(nn.Module):
@@ -19,11 +19,12 @@ class Rope(nn.Module):
         super().__init__()
         frequency = 10000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
         angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        cos, sin = angle.cos().float(), angle.sin().float()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
     def forward(self, end: int, start: int = 0) -> Rotation:
-        """Returns (cos, sin) of the positions, each of shape (end - start, d_head / 2)."""
+        """Returns (cos, sin) of the positions, each of shape (end - start, d_head)."""
         return self.cos[start:end], self.sin[start:end]
 
 
@@ -32,12 +33,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, shape (batch, heads, length, d_head).
-        cos: Shape (length, d_head / 2).
-        sin: Shape (length, d_head / 2).
+        cos: Cosines of channel i's angle, the same in both halves; shape (length, d_head).
+        sin: Its sines, negative in the first half; shape (length, d_head).
 
     Returns:
         Same shape and dtype as ``x``.
     """
-    a, b = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
