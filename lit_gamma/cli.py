@@ -103,7 +103,7 @@ class LitGammaCLI(LightningCLI):
         print(f"  recorded in    {run_dir}")
         print(
             f"  look at it     tensorboard --logdir {run_dir.parent} "
-            "--samples_per_plugin images=100,scalars=10000"
+            "--samples_per_plugin images=100"
         )
         last = run_dir / "checkpoints" / "last.ckpt"
         if self.trainer.interrupted and last.is_file():

@@ -255,7 +255,7 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
     assert summary["metrics"]["val/seen/loss"] == pytest.approx(logged)
 
 
-def test_tensorboard_has_every_step_the_layout_the_pictures_and_the_hyperparameters(tmp_path):
+def test_tensorboard_has_the_first_steps_the_layout_the_pictures_and_the_hyperparameters(tmp_path):
     callbacks = [Condensation(pictures=Schedule(per_decade=1)), *all_callbacks()[1:], RunSummary()]
     trainer = fit(tmp_path, *callbacks, max_steps=12, limit_val_batches=1.0)
     events = EventAccumulator(

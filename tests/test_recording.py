@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import Snapshots, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError, metrics, trajectory
 from lit_gamma.arrow_stream import read_batches
@@ -25,6 +27,7 @@ from lit_gamma.callbacks import (
     WeightNorms,
 )
 from lit_gamma.callbacks.budget import Calibration, Plan
+from lit_gamma.recorder import Recorder
 
 SPARSE = Schedule(dense_until=2, per_decade=4)
 
@@ -150,6 +153,46 @@ def plan(record: float, training: float, steps: int, schedule: Schedule) -> Plan
     calibration.add("write", 7.0)  # nothing was waiting
     trainer = SimpleNamespace(estimated_stepping_batches=steps)
     return Plan(calibration, {"record": schedule}, trainer)
+
+
+def test_tensorboard_gets_steps_one_percent_apart_however_the_run_was_cut(tmp_path):
+    """Item i is measured at the steps that are i modulo 3; two of the three share a label."""
+
+    def recorded(name, steps, flush_every, kept=()):
+        writer = SummaryWriter(tmp_path / name)
+        recorder = Recorder(
+            tmp_path / name / "table.arrow", {"item": [0, 1, 2]}, ["a", "b", "b"],
+            writer=writer, kept=kept,
+        )  # fmt: skip
+        for step in steps:
+            recorder.append(step, {"value": torch.tensor([float(step)])}, [step % 3])
+            if step % flush_every == 0:
+                recorder.flush()
+        recorder.close()
+        writer.close()
+        events = EventAccumulator(str(tmp_path / name), {"scalars": 0}).Reload()
+        return {
+            tag: [(point.step, point.value) for point in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
+
+    whole = recorded("whole", range(2001), 100)
+    first = recorded("cut", range(1000), 7)
+    kept = read_batches(tmp_path / "cut" / "table.arrow", 777)
+    resumed = recorded("resumed", range(778, 2001), 50, kept)
+    assert whole == resumed
+    assert first == {t: [p for p in points if p[0] < 1000] for t, points in whole.items()}
+    rows = sum(batch.num_rows for batch in read_batches(tmp_path / "whole" / "table.arrow", 2000))
+    assert rows == 2001
+
+    shown = sorted({step for points in whole.values() for step, _ in points})
+    assert shown[:101] == list(range(101))
+    gaps = np.diff(shown[100:]) / shown[100:-1]
+    assert 0.01 < gaps.min() <= gaps.max() <= 0.02
+    assert len(shown) < 450
+    assert whole["table/value/a"][-1][1] == (whole["table/value/a"][-1][0] // 3) * 3
+    for step, mean in whole["table/value/b"][2:]:  # The newest of items 1 and 2.
+        assert mean == np.mean([step - (step - i) % 3 for i in (1, 2)])
 
 
 def test_the_budget_is_kept_over_the_whole_run():
