@@ -27,7 +27,8 @@ class BatchTrajectory(TrajectoryCallback):
             outputs: What ``training_step`` returned for each micro-batch, detached.
 
         Returns:
-            For each quantity a scalar tensor; always the same names.
+            For each quantity a scalar tensor, or what :meth:`settle` takes, without the first
+            dimension; always the same names.
         """
         raise NotImplementedError
 
@@ -47,7 +48,7 @@ class BatchTrajectory(TrajectoryCallback):
             if self._outputs and self._step > self._last_step:
                 with self.billed("record"):
                     values = self.measure(self._outputs)
-                    self.record(self._step, {name: v.reshape(1) for name, v in values.items()})
+                    self.record(self._step, {name: value[None] for name, value in values.items()})
                     self._last_step = self._step
             self._outputs, self._step = [], trainer.global_step
         self.flush_if_due(trainer.global_step)

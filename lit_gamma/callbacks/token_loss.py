@@ -88,8 +88,13 @@ class TokenLoss(BatchTrajectory):
             parts = [torch.empty_like(loss) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, loss)
             loss = torch.cat(parts)
-        quantiles = torch.nanquantile(loss, _levels(loss.device)).unbind()
-        return {"mean": loss.nanmean(), **dict(zip(_QUANTILES, quantiles, strict=True))}
+        return {"mean": loss.nanmean(), "token_loss": loss}
+
+    def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See :class:`TrajectoryCallback`: many steps' losses are sorted faster at once."""
+        loss = measured["token_loss"]
+        quantiles = torch.nanquantile(loss, _levels(loss.device), dim=1).unbind()
+        return {"mean": measured["mean"], **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
 @cache

@@ -110,6 +110,10 @@ class TokenLossProfile(TokenLoss):
             **dict(zip(_SHARES, (at_least - beyond) / at_least[0], strict=True)),
         }
 
+    def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Nothing is left to do."""
+        return measured
+
 
 def _sums(token_loss: Tensor, bins: Tensor | None = None) -> Tensor:
     """Loss of each bin, its number of tokens, and how many tokens are above each edge."""
