@@ -18,35 +18,16 @@ from lit_gamma.errors import InputError
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
-class TokenLoss(BatchTrajectory):
-    """Records the distribution of the per-token training loss, from the training forward itself.
+class TokenLossTrajectory(BatchTrajectory):
+    """Records quantities of the per-token training loss, found as :class:`TokenLoss` says.
 
-    ``training_step`` returns ``token_loss``, or a function makes it from what ``training_step``
-    returns: detached, in nats, NaN where a label is ignored, at most 2^24 tokens per optimizer
-    step, equally many on every rank. The values at step t are the loss of W_t on the batch that
-    made W_(t+1).
-
-    Logged, as ``token_loss/<quantity>``, in nats, 0 .. ∞; a uniform guess reads ln(vocab_size):
-
-    ========================= =====================================================
-    quantity                  meaning
-    ========================= =====================================================
-    mean                      mean over the tokens that have a label
-    q05, q25, median, q75, q95 quantiles over these tokens
-    ========================= =====================================================
+    Subclasses implement :meth:`measure`, of what :meth:`kept` returned for each micro-batch.
 
     Args:
         schedule: The steps to record.
         overhead: See :class:`TrajectoryCallback`.
-        token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
-            every token, of any shape. By default it is taken from the output's ``token_loss``.
+        token_loss: See :class:`TokenLoss`.
     """
-
-    meanings: ClassVar[Mapping[str, str]] = {
-        "mean": "mean loss of the tokens that have a label, nats",
-        **{name: f"{q:.0%} quantile of their loss, nats" for name, q in _QUANTILES.items()},
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss per token": ["mean", *_QUANTILES]}
 
     def __init__(
         self,
@@ -80,6 +61,37 @@ class TokenLoss(BatchTrajectory):
             )
         loss: Tensor = outputs["token_loss"]
         return loss
+
+
+class TokenLoss(TokenLossTrajectory):
+    """Records the distribution of the per-token training loss, from the training forward itself.
+
+    ``training_step`` returns ``token_loss``, or a function makes it from what ``training_step``
+    returns: detached, in nats, NaN where a label is ignored, at most 2^24 tokens per optimizer
+    step, equally many on every rank. The values at step t are the loss of W_t on the batch that
+    made W_(t+1).
+
+    Logged, as ``token_loss/<quantity>``, in nats, 0 .. ∞; a uniform guess reads ln(vocab_size):
+
+    ========================= =====================================================
+    quantity                  meaning
+    ========================= =====================================================
+    mean                      mean over the tokens that have a label
+    q05, q25, median, q75, q95 quantiles over these tokens
+    ========================= =====================================================
+
+    Args:
+        schedule: The steps to record.
+        overhead: See :class:`TrajectoryCallback`.
+        token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
+            every token, of any shape. By default it is taken from the output's ``token_loss``.
+    """
+
+    meanings: ClassVar[Mapping[str, str]] = {
+        "mean": "mean loss of the tokens that have a label, nats",
+        **{name: f"{q:.0%} quantile of their loss, nats" for name, q in _QUANTILES.items()},
+    }
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss per token": ["mean", *_QUANTILES]}
 
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """See :class:`BatchTrajectory`."""

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.token_loss import TokenLoss
+from lit_gamma.callbacks.token_loss import TokenLossTrajectory
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""
@@ -29,7 +29,7 @@ _MEANS = {f"mean_at_{context}": context for context in CONTEXTS}
 _FREQUENT = {f"mean_of_1_in_{n}": n for n in FREQUENCIES}
 
 
-class TokenLossProfile(TokenLoss):
+class TokenLossProfile(TokenLossTrajectory):
     """Records a histogram of the per-token training loss, and its mean by position and frequency.
 
     As :class:`TokenLoss` from the training forward itself. A token's context are the tokens that
@@ -92,7 +92,7 @@ class TokenLossProfile(TokenLoss):
         super().on_train_start(trainer, pl_module)
 
     def kept(self, loss: Tensor, batch: Any) -> Mapping[str, Tensor]:
-        """See :class:`TokenLoss`."""
+        """See :class:`TokenLossTrajectory`."""
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if self._bins is None or labels is None or labels.shape != loss.shape:
             return {"token_loss": loss}
@@ -109,10 +109,6 @@ class TokenLossProfile(TokenLoss):
             **dict(zip([*_MEANS, *_FREQUENT], loss / tokens, strict=True)),
             **dict(zip(_SHARES, (at_least - beyond) / at_least[0], strict=True)),
         }
-
-    def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Nothing is left to do."""
-        return measured
 
 
 def _sums(token_loss: Tensor, bins: Tensor | None = None) -> Tensor:
