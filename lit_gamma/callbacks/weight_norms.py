@@ -82,9 +82,8 @@ class WeightNorms(WeightTrajectory):
                 known.update(zip(group.positions, blocks, strict=True))
         self._blocks, self._previous = {}, {}
         for rows in rows_of(pl_module):
-            # Each vector contiguous, as QR returns them: the layout decides how a product adds.
-            blocks = torch.stack([known[i].mT for i in rows.positions])
-            self._blocks[rows.positions] = blocks.to(pl_module.device).mT
+            blocks = torch.stack([known[i] for i in rows.positions])
+            self._blocks[rows.positions] = blocks.to(pl_module.device)
             if self._last_step == trainer.global_step > 0:
                 self._sums(rows, rows.copy())
         super().on_train_start(trainer, pl_module)
@@ -140,7 +139,7 @@ class WeightNorms(WeightTrajectory):
 
         Returns:
             ``totals``: squared norm, squared change, squared norm before and number of non-zero
-            rows, (m, 4); ``largest`` row norm, a slot per rank; ``product``: (WᵀWV)ᵀ and below it
+            rows, (m, 4); ``largest`` row norm, a slot per rank; ``product``: VWᵀW and below it
             the sum of the rows' directions, (m, b + 1, d_in).
         """
         norms = torch.linalg.vector_norm(values, dim=1)
@@ -154,11 +153,11 @@ class WeightNorms(WeightTrajectory):
         self._previous[rows.positions] = values, norms
         per_row = torch.stack((norms, change, before, inverse.sign()), dim=1).square_()
         products = []
-        weights, directions = rows.stacked(values), rows.stacked(inverse.unsqueeze(1))
+        weights, directions = rows.stacked(values), rows.stacked(inverse)
         blocks = self._blocks[rows.positions].split_with_sizes(rows.counts)
         for weight, direction, block in zip(weights, directions, blocks, strict=True):
-            to_neurons = torch.cat((weight @ block, direction), dim=2)
-            products.append(to_neurons.mT @ weight)
+            of_neurons = torch.cat((block @ weight.mT, direction.unsqueeze(1)), dim=1)
+            products.append(of_neurons @ weight)
         return {
             "totals": rows.sums(per_row),
             "largest": in_own_slot(rows.maxima(norms), rows.ranks),
@@ -169,15 +168,16 @@ class WeightNorms(WeightTrajectory):
         self, rows: Rows, totals: Tensor, largest: Tensor, product: Tensor
     ) -> dict[str, Tensor]:
         """What :meth:`settle` takes, from the sums over all rows; the blocks go a step on."""
-        block, product = self._blocks[rows.positions], product.mT
-        ritz, residual = metrics.ritz_matrix(block, product[..., :-1])
-        self._blocks[rows.positions] = metrics.next_block(product[..., :-1])
-        missing = BLOCK_SIZE - block.shape[2]  # Zeros do not change the largest Ritz value.
+        block, directions = self._blocks[rows.positions], product[:, -1]
+        product = product[:, :-1]
+        ritz, residual = metrics.ritz_matrix(block, product)
+        self._blocks[rows.positions] = metrics.next_block(product)
+        missing = BLOCK_SIZE - block.shape[1]  # Zeros do not change the largest Ritz value.
         return {
-            "shape": _shape(rows.n_neurons, block.shape[1], block.device),
+            "shape": _shape(rows.n_neurons, block.shape[2], block.device),
             "totals": totals,
             "largest": largest.amax(1),
-            "directions": product[..., -1].square().sum(-1),
+            "directions": directions.square().sum(-1),
             "ritz": F.pad(ritz, (0, missing, 0, missing)) if missing else ritz,
             "residual": residual,
         }
