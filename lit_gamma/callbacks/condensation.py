@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning import LightningModule, Trainer
 from matplotlib import colormaps
@@ -105,34 +106,43 @@ class Condensation(WeightTrajectory):
         """Draws the heat maps."""
         images = []
         for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
-            for i, matrix in enumerate(group.matrices):
-                if writer is not None and matrix.role in self.heatmap_roles:
-                    image = heatmap(group.weight[i], self.heatmap_rows)
-                    tag = f"{self.name}/cosines/{matrix.label}"
-                    images.append(Summary.Value(tag=tag, image=image))
+            shown = [i for i, m in enumerate(group.matrices) if m.role in self.heatmap_roles]
+            if writer is None or not shown:
+                continue
+            painted = heatmaps(group.weight[shown], self.heatmap_rows)
+            for i, image in zip(shown, painted, strict=True):
+                tag = f"{self.name}/cosines/{group.matrices[i].label}"
+                images.append(Summary.Value(tag=tag, image=image))
         if writer is not None:
             events = writer._get_file_writer()  # type: ignore[no-untyped-call]
             events.add_summary(Summary(value=images), trainer.global_step)
 
 
-def heatmap(neurons: Tensor, max_rows: int) -> Summary.Image:
+def heatmaps(neurons: Tensor, max_rows: int) -> list[Summary.Image]:
     """Paints the cosines between neurons, ordered so that aligned ones form blocks.
 
     Args:
-        neurons: Shape (n, d_in).
+        neurons: Matrices of shape (b, n, d_in).
         max_rows: Most neurons to paint; of more, an evenly spaced selection.
 
     Returns:
-        A PNG of min(n, max_rows) rows in 33 colours, as each byte costs TensorBoard's writer 0.1 µs
-        of Python: blue -1, white 0, red 1.
+        For each matrix a PNG of min(n, max_rows) rows in 33 colours, as each byte costs
+        TensorBoard's writer 0.1 µs of Python: blue -1, white 0, red 1.
     """
-    chosen = torch.linspace(0, len(neurons) - 1, min(len(neurons), max_rows)).round().long()
-    cosines = metrics.cosine_matrix(neurons[chosen])
+    n = neurons.shape[1]
+    chosen = torch.linspace(0, n - 1, min(n, max_rows)).round().long()
+    cosines = metrics.cosine_matrix(neurons[:, chosen])
     order = metrics.sorted_by_alignment(cosines)
-    level = ((cosines[order][:, order] + 1) * 16).round().to(torch.uint8)
-    image = Image.fromarray(level.cpu().numpy()).convert("L")
+    cosines = cosines.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
+    levels = ((cosines + 1) * 16).round().to(torch.uint8).cpu().numpy()
+    return [_image(level) for level in levels]
+
+
+def _image(level: npt.NDArray[np.uint8]) -> Summary.Image:
+    image = Image.fromarray(level).convert("L")
     image.putpalette(_PALETTE)
     png = io.BytesIO()
     image.save(png, format="PNG", bits=8, compress_level=1)
-    size = len(order)
-    return Summary.Image(height=size, width=size, colorspace=3, encoded_image_string=png.getvalue())
+    return Summary.Image(
+        height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
+    )
