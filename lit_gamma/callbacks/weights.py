@@ -35,8 +35,12 @@ MAX_LABELS = 40
 MAX_COSINE_ROWS = 4096
 """Most neurons of a matrix whose cosines are all formed."""
 
-_MAX_STACK = 2**20
-"""Most entries stacked on a CPU: below it saves calls, above it only costs the copy."""
+_MAX_STACK = 2**18
+"""Most entries stacked on a CPU, of the weights and of their cosines.
+
+Stacking saves calls, but temporaries above 1 MiB leave the caches, and the allocator asks the
+system for them anew each time.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +199,7 @@ def weight_groups(
 ) -> Iterator[WeightGroup]:
     """Yields copies of current weights, those of all matrices shared by the callbacks of a step.
 
-    Matrices of one shape are stacked, which saves calls; on a CPU only up to a million entries.
+    Matrices of one shape are stacked, which saves calls; on a CPU only small ones.
     Sharded parameters (FSDP2) are gathered, one matrix at a time and not shared, so all ranks must
     iterate together.
 
@@ -231,7 +235,8 @@ def _stacked(matrices: Sequence[NeuronMatrix], positions: Sequence[int]) -> Iter
         weight = matrices[i].weight
         alike.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
     for (shape, _, device), members in alike.items():
-        size = len(members) if device.type != "cpu" else max(1, _MAX_STACK // shape.numel())
+        largest = max(shape.numel(), min(shape[0], MAX_COSINE_ROWS) ** 2)
+        size = len(members) if device.type != "cpu" else max(1, _MAX_STACK // largest)
         for start in range(0, len(members), size):
             chunk = members[start : start + size]
             stack = torch.stack([matrices[i].weight for i in chunk])
