@@ -126,8 +126,8 @@ def heatmaps(neurons: Tensor, max_rows: int) -> list[Summary.Image]:
         max_rows: Most neurons to paint; of more, an evenly spaced selection.
 
     Returns:
-        For each matrix a PNG of min(n, max_rows) rows in 33 colours, as each byte costs
-        TensorBoard's writer 0.1 µs of Python: blue -1, white 0, red 1.
+        For each matrix a PNG of min(n, max_rows) rows: blue -1, white 0, red 1. It has 33 colours,
+        as TensorBoard's writer works on each byte in Python.
     """
     n = neurons.shape[1]
     chosen = torch.linspace(0, n - 1, min(n, max_rows)).round().long()
