@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning import LightningModule, Trainer
 from matplotlib import colormaps
@@ -19,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_gamma import metrics
 from lit_gamma.callbacks.base import PICTURES
 from lit_gamma.callbacks.schedule import Schedule
+from lit_gamma.callbacks.tensorboard import picture
 from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
 _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
@@ -109,7 +108,7 @@ class Condensation(WeightTrajectory):
             shown = [i for i, m in enumerate(group.matrices) if m.role in self.heatmap_roles]
             if writer is None or not shown:
                 continue
-            painted = heatmaps(group.weight[shown], self.heatmap_rows)
+            painted = heatmaps([group.weight[i] for i in shown], self.heatmap_rows)
             for i, image in zip(shown, painted, strict=True):
                 tag = f"{self.name}/cosines/{group.matrices[i].label}"
                 images.append(Summary.Value(tag=tag, image=image))
@@ -118,31 +117,24 @@ class Condensation(WeightTrajectory):
             events.add_summary(Summary(value=images), trainer.global_step)
 
 
-def heatmaps(neurons: Tensor, max_rows: int) -> list[Summary.Image]:
+def heatmaps(neurons: Sequence[Tensor], max_rows: int) -> list[Summary.Image]:
     """Paints the cosines between neurons, ordered so that aligned ones form blocks.
 
     Args:
-        neurons: Matrices of shape (b, n, d_in).
+        neurons: Matrices of one shape (n, d_in).
         max_rows: Most neurons to paint; of more, an evenly spaced selection.
 
     Returns:
-        For each matrix a PNG of min(n, max_rows) rows: blue -1, white 0, red 1. It has 33 colours,
-        as TensorBoard's writer works on each byte in Python.
+        For each matrix a PNG of min(n, max_rows) rows: blue -1, white 0, red 1, in 33 colours.
     """
-    n = neurons.shape[1]
+    n = len(neurons[0])
     chosen = torch.linspace(0, n - 1, min(n, max_rows)).round().long()
-    cosines = metrics.cosine_matrix(neurons[:, chosen])
+    cosines = metrics.cosine_matrix(torch.stack([matrix[chosen] for matrix in neurons]))
     order = metrics.sorted_by_alignment(cosines)
     cosines = cosines.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
-    levels = ((cosines + 1) * 16).round().to(torch.uint8).cpu().numpy()
-    return [_image(level) for level in levels]
-
-
-def _image(level: npt.NDArray[np.uint8]) -> Summary.Image:
-    image = Image.fromarray(level).convert("L")
-    image.putpalette(_PALETTE)
-    png = io.BytesIO()
-    image.save(png, format="PNG", bits=8, compress_level=1)
-    return Summary.Image(
-        height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
-    )
+    painted = []
+    for level in ((cosines + 1) * 16).round().to(torch.uint8).cpu().numpy():
+        image = Image.fromarray(level).convert("L")
+        image.putpalette(_PALETTE)
+        painted.append(picture(image, compress_level=1))
+    return painted

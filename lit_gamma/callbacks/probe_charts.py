@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -15,6 +14,8 @@ from matplotlib import colormaps, font_manager
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+
+from lit_gamma.callbacks.tensorboard import picture
 
 PICTURED_TOKENS = 768
 """Most tokens of a validation set that are drawn: each byte of an image costs 0.1 µs of Python."""
@@ -82,11 +83,7 @@ def coloured_text(texts: Sequence[str], level: Floats, blocks: Sequence[int]) ->
         x, y = column * width, line * height
         pen.rectangle((x, y, x + width - 1, y + height - 1), int(shades[token]))
         pen.text((x, y), letter, _INK, font)
-    png = io.BytesIO()
-    image.save(png, format="PNG", bits=8)
-    return Summary.Image(
-        height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
-    )
+    return picture(image)
 
 
 def _laid_out(texts: Sequence[str], blocks: Sequence[int]) -> Iterator[tuple[int, int, str, int]]:
