@@ -4,8 +4,8 @@ Block power iteration (subspace iteration) with a warm start: an orthonormal blo
 follows the leading right singular vectors of W while training changes W. Every step takes Y = VWᵀW,
 reads the Rayleigh-Ritz values of the block and their residual, and goes on with V = orth(Y) (Saad,
 "Numerical Methods for Large Eigenvalue Problems", 2011, sections 4.3 and 5.1, where vectors are
-columns; products with a few rows are twice as fast on a CPU). Y is a sum over the rows
-of W, so these may lie on several devices.
+columns; products with a few rows are twice as fast on a CPU). Y is a sum over the rows of W, so
+these may lie on several devices.
 """
 
 import torch
