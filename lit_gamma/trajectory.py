@@ -141,7 +141,7 @@ def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, A
 def _extreme(table: pd.DataFrame | None, column: str, largest: bool) -> dict[str, dict[str, Any]]:
     if table is None:
         return {}
-    by_role = role_means(table, column)
+    by_role = role_means(table, column).dropna(axis=1, how="all")  # A single neuron has no pair.
     steps = by_role.idxmax() if largest else by_role.idxmin()
     values = by_role.max() if largest else by_role.min()
     return {

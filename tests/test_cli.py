@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +259,12 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
     assert (workspace / "runs/anchor/together/summary.json").exists()
 
 
-def start(workspace: Path, *arguments: str) -> subprocess.Popen:
+@contextmanager
+def training(workspace: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A run in a process of its own that has begun to record, and does not outlive the test.
+
+    It hears SIGINT even where the tests run in the background, as shells let such jobs ignore it.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
         cwd=workspace,
@@ -265,21 +272,26 @@ def start(workspace: Path, *arguments: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    recorded = workspace / RUN / "trajectory" / "token_loss.arrow"
-    deadline = time.monotonic() + 120
-    while not recorded.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+    try:
+        recorded = workspace / RUN / "trajectory" / "token_loss.arrow"
+        deadline = time.monotonic() + 120
+        while not recorded.exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace, command_line):
-    process = start(workspace, "--trainer.max_steps=100000")
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    with training(workspace, "--trainer.max_steps=100000") as process:
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
     summary = json.loads((RUN / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     recorded = trajectory.load(RUN)["weight_norms"]["step"].max()
@@ -294,10 +306,9 @@ def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace,
 
 
 def test_a_killed_run_leaves_a_record_that_opens(workspace):
-    process = start(workspace, "--trainer.max_steps=100000")
-    time.sleep(0.5)
-    process.kill()
-    process.communicate()
+    with training(workspace, "--trainer.max_steps=100000") as process:
+        time.sleep(0.5)
+        process.kill()
     tables = trajectory.load(workspace / RUN)
     for name in ("weight_norms", "token_loss"):
         steps = sorted(set(tables[name]["step"]))

@@ -157,6 +157,13 @@ def test_opposed_groups_cancel_in_the_mean_only():
     assert m.mean_squared_cosine(cosines).item() == pytest.approx(1, abs=1e-5)
 
 
+def test_pairs_of_fewer_than_two_neurons_read_nan_whatever_the_rounding():
+    rounded = torch.tensor([1e-7, -1e-7, 0.0, 0.5])
+    means = m.mean_of_pairs(rounded, torch.tensor([1.0, 1.0, 0.0, 2.0]))
+    assert means.isnan().tolist() == [True, True, True, False]
+    assert means[3] == 0.25
+
+
 def test_zero_rows_count_neither_as_neurons_nor_as_directions():
     weight = randn(6, 4)
     weight[[1, 4]] = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from conftest import Snapshots, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError, metrics, trajectory
@@ -298,3 +302,28 @@ def test_the_block_survives_zero_and_broken_matrices():
     broken = torch.full((6, 5), torch.nan)
     product = metrics.gram_product(broken, metrics.leading_block(broken, 2))
     assert metrics.spectral_norm_bounds(*metrics.ritz_matrix(zero[:2], product))[0].isnan()
+
+
+def test_a_single_neuron_has_no_pair_and_ends_nothing(tmp_path):
+    class Heads(lightning.LightningModule):
+        """Of single neurons, the norms of some round to less and of some to more than one."""
+
+        def __init__(self):
+            super().__init__()
+            self.lm_head = torch.nn.ModuleList(torch.nn.Linear(d, 1) for d in range(3, 40))
+
+        def training_step(self, batch, batch_idx):
+            return sum(head(batch[0][:, : head.in_features]).mean() for head in self.lm_head)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    rows = torch.utils.data.TensorDataset(torch.randn(8, 40))
+    recorded = [WeightNorms(), Condensation(), EffectiveRank(), RunSummary()]
+    trainer = fit(tmp_path, *recorded, module=Heads(), data=DataLoader(rows, 2), max_steps=3)
+    tables = trajectory.load(trainer.log_dir)
+    assert tables["weight_norms"]["mean_cosine"].isna().all()
+    assert tables["condensation"]["mean_squared_cosine"].isna().all()
+    assert tables["weight_norms"]["rms"].notna().all()
+    summary = json.loads(Path(trainer.log_dir, "summary.json").read_text())
+    assert summary["strongest_condensation"] == {}

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import datasets
@@ -116,31 +118,37 @@ def test_a_checkpoint_of_other_tokens_is_refused(corpus):
         fit(Text, corpus, corpus / "other", ckpt_path=second, tokenizer="bpe:280")
 
 
-def in_two_processes(corpus: Path, *part: str) -> subprocess.Popen:
-    """Runs this file in two processes; see its end."""
+@contextmanager
+def in_two_processes(corpus: Path, *part: str) -> Iterator[subprocess.Popen]:
+    """Runs this file in two processes, see its end; none of them outlives the test."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.Popen(
+    processes = subprocess.Popen(
         [*command, __file__, str(corpus), *part],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
+    try:
+        yield processes
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(processes.pid, signal.SIGKILL)
+        processes.wait()
 
 
 def test_two_processes_resume_to_the_same_weights_after_a_kill_at_random(corpus):
-    killed = in_two_processes(corpus, "cut")
     n = random.randint(1, 30)
     print(f"to be killed after {n} steps of 40")  # shown if the test fails
-    deadline = time.monotonic() + 120
-    while len(list(corpus.glob("cut/*.ckpt"))) < n:
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with in_two_processes(corpus, "cut") as killed:
+        deadline = time.monotonic() + 120
+        while len(list(corpus.glob("cut/*.ckpt"))) < n:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
     assert not (corpus / "cut" / "step=40.ckpt").exists()
     last = max(corpus.glob("cut/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
-    assert in_two_processes(corpus, "compare", str(last)).wait(timeout=240) == 0
+    with in_two_processes(corpus, "compare", str(last)) as compared:
+        assert compared.wait(timeout=240) == 0
     assert same(corpus / "whole" / "step=40.ckpt", corpus / "rest" / "step=40.ckpt")
     assert same(corpus / "streamed" / "step=14.ckpt", corpus / "streamed5" / "step=14.ckpt")
 

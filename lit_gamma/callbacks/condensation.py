@@ -29,7 +29,8 @@ class Condensation(WeightTrajectory):
     Neurons are rows, and pairs are distinct rows that are not zero. The mean cosine, which
     :class:`WeightNorms` records, misses condensation onto v and -v, so the headline is the mean
     squared cosine over its null. Of more than 4096 neurons an evenly spaced selection is measured,
-    see :class:`WeightGroup`.
+    see :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair:
+    all quantities are NaN.
 
     Logged, as ``condensation/<quantity>/<matrix>``, or ``<quantity>_over_null`` where there is a
     null other than 0:

@@ -42,7 +42,8 @@ class WeightNorms(WeightTrajectory):
     spectral_norm_error certificate of the spectral norm                       ≈ 0
     implied_gamma       -ln(rms) / ln(d_in): the γ whose rule gives this rms   γ
     mean_cosine         mean cos between distinct rows; -1 .. 1. It misses     0
-                        condensation onto v and -v, see :class:`Condensation`
+                        condensation onto v and -v, see :class:`Condensation`;
+                        NaN of a single neuron, which has no pair
     update_ratio        ‖W - W'‖_F / ‖W'‖_F, W' the weights of the recorded
                         step before; NaN at the first
     =================== ====================================================== ================
@@ -114,7 +115,7 @@ class WeightNorms(WeightTrajectory):
             "rms": rms,
             "max_row_norm": measured["largest"],
             "implied_gamma": -rms.log() / log_d,
-            "mean_cosine": (measured["directions"] - present) / (present * (present - 1)),
+            "mean_cosine": metrics.mean_of_pairs(measured["directions"] - present, present),
             "update_ratio": (change / before).sqrt(),
             "spectral_norm": bounds[0],
             "spectral_norm_error": bounds[1],

@@ -44,7 +44,21 @@ def _mean_over_pairs(values: Tensor, cosines: Tensor) -> Tensor:
     """Averages values (..., n, n) over the ordered pairs i ≠ j of the non-zero rows."""
     n_neurons = cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
     off_diagonal = values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return off_diagonal / (n_neurons * (n_neurons - 1))
+    return mean_of_pairs(off_diagonal, n_neurons)
+
+
+def mean_of_pairs(total: Tensor, n_neurons: Tensor) -> Tensor:
+    """Divides sums over the ordered pairs of distinct neurons by their number, n (n - 1).
+
+    Args:
+        total: Shape (...).
+        n_neurons: Non-zero rows, same shape.
+
+    Returns:
+        Shape (...); NaN where fewer than two rows are non-zero, as no pair exists: a sum that is
+        0 but for rounding over 0 would read NaN on one machine and infinity on another.
+    """
+    return torch.where(n_neurons > 1, total / (n_neurons * (n_neurons - 1)), torch.nan)
 
 
 def mean_cosine(cosines: Tensor) -> Tensor:
