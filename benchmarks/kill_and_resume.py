@@ -29,8 +29,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, trajectory
 from lit_gamma.callbacks import Condensation, EffectiveRank, TokenLoss, WeightNorms
-from lit_gamma.callbacks.base import FLUSH_SECONDS, FLUSH_STEPS
 from lit_gamma.data import AnchorComposition
+from lit_gamma.recording.callback import FLUSH_SECONDS, FLUSH_STEPS
 
 STEPS, CHECKPOINT_EVERY = 400, 150
 

@@ -1,14 +1,14 @@
 """γ-initialized transformers whose developmental trajectory is recorded at every step."""
 
-from lit_gamma.audit import Audit
-from lit_gamma.doctor import diagnose
+from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
-from lit_gamma.gate import gate_attention_
-from lit_gamma.init import gamma_init_
-from lit_gamma.language_model import LanguageModel
-from lit_gamma.neurons import NeuronMatrix, neurons
-from lit_gamma.optimizer import OptimizerConfig
-from lit_gamma.transformer import Transformer, TransformerConfig
+from lit_gamma.init.audit import Audit
+from lit_gamma.init.gate import gate_attention_
+from lit_gamma.init.rule import gamma_init_
+from lit_gamma.model.language_model import LanguageModel
+from lit_gamma.model.optimizer import OptimizerConfig
+from lit_gamma.model.transformer import Transformer, TransformerConfig
+from lit_gamma.weights.neurons import NeuronMatrix, neurons
 
 __version__ = "0.1.0"
 

@@ -14,11 +14,11 @@ from conftest import ROOT
 
 from lit_gamma import trajectory
 from lit_gamma.comparison import Comparison, Run, align, curves, learnt, loss_differences
-from lit_gamma.comparison.charts import Line, interval_bar, panel
-from lit_gamma.comparison.configs import flat
 from lit_gamma.comparison.findings import main_findings, verdict
 from lit_gamma.comparison.probe_text import shade, visible
 from lit_gamma.comparison.report import compute, render
+from lit_gamma.comparison.settings import flat
+from lit_gamma.comparison.svg import Line, interval_bar, panel
 
 SMALL = [
     "--config=configs/text.yaml",
@@ -226,7 +226,7 @@ def test_learnt_is_where_an_analytic_curve_passes_the_threshold():
 
 def with_columns(run_dir, target: Path, **columns) -> str:
     """A copy of a run whose table of tokens says something else."""
-    from lit_gamma.callbacks.probe_tokens import write_tokens
+    from lit_gamma.callbacks.probe_loss.tokens import write_tokens
 
     shutil.copytree(run_dir, target)
     table = trajectory.load(run_dir)["probe_tokens"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gamma import InputError
-from lit_gamma.ngram import KneserNey
+from lit_gamma.data.ngram import KneserNey
 
 VOCAB = 4
 

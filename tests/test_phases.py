@@ -10,7 +10,7 @@ import pytest
 
 from lit_gamma import InputError
 from lit_gamma.callbacks import Schedule
-from lit_gamma.phases import find_phases, phases_of_roles
+from lit_gamma.trajectory.phase_finding import find_phases, phases_of_roles
 
 LOG_SPACED = [s for s in range(3001) if Schedule(per_decade=20, dense_until=10).due(s)]
 EVERY = list(range(3001))

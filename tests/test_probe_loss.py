@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy
 
 from lit_gamma import InputError, LanguageModel, TransformerConfig, trajectory
 from lit_gamma.callbacks import ProbeLoss, RunSummary, Schedule
-from lit_gamma.callbacks.probe_charts import coloured_text
+from lit_gamma.callbacks.probe_loss.charts import coloured_text
 from lit_gamma.data import Source, Text
-from lit_gamma.probe_set import choose_blocks, truncated_loss
-from lit_gamma.token_classes import NGRAMS, TokenClasses
+from lit_gamma.probing.blocks import choose_blocks, truncated_loss
+from lit_gamma.trajectory.token_classes import NGRAMS, TokenClasses
 
 EVERY = Schedule(every=1)
 LENGTH = 24

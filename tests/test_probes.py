@@ -14,9 +14,10 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lit_gamma import InputError, Transformer, gamma_init_, metrics, trajectory
-from lit_gamma.attention import watched_attention
 from lit_gamma.callbacks import AttentionSink, NormSaturation, Schedule
-from lit_gamma.probe import undisturbed, watched_norms
+from lit_gamma.probing.attention import watched_attention
+from lit_gamma.probing.forward import undisturbed
+from lit_gamma.probing.norms import watched_norms
 
 EVERY = Schedule(every=1)
 

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError, metrics, trajectory
-from lit_gamma.arrow_stream import read_batches
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
@@ -30,8 +29,9 @@ from lit_gamma.callbacks import (
     TokenLossProfile,
     WeightNorms,
 )
-from lit_gamma.callbacks.budget import Calibration, Plan
-from lit_gamma.recorder import Recorder
+from lit_gamma.recording.budget import Calibration, Plan
+from lit_gamma.trajectory.arrow import read_batches
+from lit_gamma.trajectory.recorder import Recorder
 
 SPARSE = Schedule(dense_until=2, per_decade=4)
 
@@ -135,7 +135,7 @@ def test_what_waits_too_long_or_grows_too_large_is_written(tmp_path, monkeypatch
     def batches(**limits) -> int:
         with monkeypatch.context() as patch:
             for name, value in limits.items():
-                patch.setattr(f"lit_gamma.callbacks.base.{name}", value)
+                patch.setattr(f"lit_gamma.recording.callback.{name}", value)
             trainer = fit(tmp_path, WeightNorms(), max_steps=30)
         path = f"{trainer.log_dir}/trajectory/weight_norms.arrow"
         return len(read_batches(path))

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gamma import InputError, LanguageModel, OptimizerConfig, TransformerConfig
-from lit_gamma.data import Source, StreamedText, Text, streaming
+from lit_gamma.data import Source, StreamedText, Text, token_stream
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
@@ -27,7 +27,7 @@ STEPS = 14
 @pytest.fixture
 def corpus(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(streaming, "WINDOW", 12)
+    monkeypatch.setattr(token_stream, "WINDOW", 12)
     for name in ("a", "b"):
         rows = [{"text": f"{name} {i} " * (i % 9 + 1)} for i in range(60)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)

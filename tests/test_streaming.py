@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_gamma import InputError
-from lit_gamma.data import Source, StreamedText, streaming
+from lit_gamma.data import Source, StreamedText, token_stream
 
 END = 256
 
@@ -16,7 +16,7 @@ END = 256
 @pytest.fixture(autouse=True)
 def small_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(streaming, "WINDOW", 12)
+    monkeypatch.setattr(token_stream, "WINDOW", 12)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def taken(data, n) -> list:
     return [batch["input_ids"].tolist() for batch in islice(data.train_dataloader(), n)]
 
 
-def texts(stream: streaming.DocumentStream, n_blocks: int) -> list[str]:
+def texts(stream: token_stream.DocumentStream, n_blocks: int) -> list[str]:
     """The complete documents in a stream's next blocks."""
     blocks = stream.blocks(n_blocks, 8)
     assert (blocks[1:, 0] == blocks[:-1, -1]).all()  # every token but the first is a label once
@@ -58,7 +58,7 @@ def texts(stream: streaming.DocumentStream, n_blocks: int) -> list[str]:
     return joined.split("|")[:-1]
 
 
-def document_stream(folder, rank=0, processes=1) -> streaming.DocumentStream:
+def document_stream(folder, rank=0, processes=1) -> token_stream.DocumentStream:
     data = streamed(folder, rank, processes)
     data.train_dataloader()
     return data._stream.streams[0]
@@ -71,7 +71,7 @@ def test_an_epoch_brings_every_training_document_once_and_the_held_out_ones_neve
     batches = [batch["labels"] for batch in data.val_dataloader()["text"]]
     labels = [t for t in torch.cat(batches).ravel().tolist() if t != -100]
     val = "".join(chr(t) if t < END else "|" for t in labels).split("|")[:-1]
-    kept = {text for text in written if streaming.held_out(text, 0.2)}
+    kept = {text for text in written if token_stream.held_out(text, 0.2)}
     assert {"<" + val[0], *val[1:]} == kept  # the very first token is no label
     assert 10 < len(kept) < 40
 
@@ -85,7 +85,7 @@ def test_an_epoch_brings_every_training_document_once_and_the_held_out_ones_neve
 @pytest.mark.parametrize("processes", [2, 3])  # four shards: divided by two, not by three
 def test_processes_share_the_documents(folder, processes):
     parts = [texts(document_stream(folder, rank, processes), 60) for rank in range(processes)]
-    n = sum(not streaming.held_out(text, 0.2) for text in {t for p in parts for t in p})
+    n = sum(not token_stream.held_out(text, 0.2) for text in {t for p in parts for t in p})
     firsts = [part[: n // processes - 12] for part in parts]
     assert sum(map(len, firsts)) == len({text for part in firsts for text in part})
 

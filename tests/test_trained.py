@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, trained
 from lit_gamma.data.tokenizers import ByteTokenizer
-from lit_gamma.generation import Sampling, generate
+from lit_gamma.trained.generation import Sampling, generate
 
 TEXT = "".join(
     f"{i} is {'even' if i % 2 == 0 else 'odd'}, and ö is a letter.\n" for i in range(300)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, neurons
-from lit_gamma.rope import Rope, rotate
+from lit_gamma.model.rope import Rope, rotate
 
 ERF = np.vectorize(math.erf)
 MLP_MATRICES = {"gelu": ("up", "down"), "swiglu": ("up", "gate", "down")}

@@ -1,22 +1,22 @@
 """Callbacks that record the developmental trajectory, and what is needed to write one."""
 
 from lit_gamma.callbacks.attention_sink import AttentionSink
-from lit_gamma.callbacks.base import TrajectoryCallback
-from lit_gamma.callbacks.batches import BatchTrajectory
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
-from lit_gamma.callbacks.probe_loss import ProbeLoss
-from lit_gamma.callbacks.probes import ProbeTrajectory
+from lit_gamma.callbacks.probe_loss.callback import ProbeLoss
 from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
-from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLoss
 from lit_gamma.callbacks.token_loss_profile import TokenLossProfile
 from lit_gamma.callbacks.weight_norms import WeightNorms
-from lit_gamma.callbacks.weights import WeightGroup, WeightTrajectory
+from lit_gamma.recording.activations import ProbeTrajectory
+from lit_gamma.recording.batches import BatchTrajectory
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.weights import WeightGroup, WeightTrajectory
 
 __all__ = [
     "AttentionSink",

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from lightning import LightningModule
 
-from lit_gamma.attention import watched_attention
-from lit_gamma.callbacks.probes import ProbeTrajectory
-from lit_gamma.probe import Seen
+from lit_gamma.probing.attention import watched_attention
+from lit_gamma.probing.forward import Seen
+from lit_gamma.recording.activations import ProbeTrajectory
 
 
 class AttentionSink(ProbeTrajectory):

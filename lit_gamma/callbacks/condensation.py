@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.base import PICTURES
-from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.tensorboard import picture
-from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
+from lit_gamma.recording.callback import PICTURES
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
+from lit_gamma.trajectory.tensorboard import picture
 
 _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
 
@@ -52,7 +52,7 @@ class Condensation(WeightTrajectory):
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to draw; by default four per factor of ten.
-        heatmap_roles: The roles to draw, see :data:`lit_gamma.neurons.ROLES`.
+        heatmap_roles: The roles to draw, see :data:`lit_gamma.weights.neurons.ROLES`.
         heatmap_rows: Most rows in an image; of more, an evenly spaced selection is drawn.
     """
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
 
 
 class EffectiveRank(WeightTrajectory):

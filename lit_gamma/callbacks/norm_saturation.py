@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from lightning import LightningModule
 
-from lit_gamma.callbacks.probes import ProbeTrajectory
-from lit_gamma.probe import Seen, watched_norms
+from lit_gamma.probing.forward import Seen
+from lit_gamma.probing.norms import watched_norms
+from lit_gamma.recording.activations import ProbeTrajectory
 
 
 class NormSaturation(ProbeTrajectory):

@@ -10,9 +10,9 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lit_gamma.callbacks.base import TrajectoryCallback, trajectory_callbacks
-from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.recorder import Index
+from lit_gamma.recording.callback import TrajectoryCallback, trajectory_callbacks
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.trajectory.table import Index
 
 
 class Overhead(TrajectoryCallback):

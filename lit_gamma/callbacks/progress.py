@@ -9,8 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from lit_gamma.flops import flops_per_token, peak_flops
-from lit_gamma.transformer import Transformer
+from lit_gamma.model.flops import flops_per_token, peak_flops
+from lit_gamma.model.transformer import Transformer
 
 _REFRESH = 0.5  # Seconds; reading the loss makes an accelerator wait.
 

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gamma import trajectory
-from lit_gamma.callbacks.base import trajectory_callbacks
-from lit_gamma.callbacks.tensorboard import tensorboard_writer, write_phases
-from lit_gamma.callbacks.weights import WeightTrajectory
-from lit_gamma.phases import phases_of_roles
+from lit_gamma.recording.callback import tensorboard_writer, trajectory_callbacks
+from lit_gamma.recording.weights import WeightTrajectory
+from lit_gamma.trajectory.phase_finding import phases_of_roles
+from lit_gamma.trajectory.tensorboard import write_phases
 
 
 class RunSummary(Callback):

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lit_gamma.callbacks.batches import BatchTrajectory
-from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.errors import InputError
+from lit_gamma.recording.batches import BatchTrajectory
+from lit_gamma.recording.schedule import Schedule
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 

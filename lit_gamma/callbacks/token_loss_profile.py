@@ -12,8 +12,8 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lit_gamma.callbacks.schedule import Schedule
 from lit_gamma.callbacks.token_loss import TokenLossTrajectory
+from lit_gamma.recording.schedule import Schedule
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""

@@ -13,10 +13,10 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.rows import Rows, add_over_ranks, in_own_slot, rows_of
-from lit_gamma.callbacks.schedule import Schedule
-from lit_gamma.callbacks.side_stream import side_stream
-from lit_gamma.callbacks.weights import WeightTrajectory, weight_groups
+from lit_gamma.recording.rows import Rows, add_over_ranks, in_own_slot, rows_of
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.side_stream import side_stream
+from lit_gamma.recording.weights import WeightTrajectory, weight_groups
 
 BLOCK_SIZE = 8
 """Vectors that follow the leading singular directions of each matrix."""
@@ -26,7 +26,7 @@ class WeightNorms(WeightTrajectory):
     """Records what is cheap to know of every weight matrix, from a few sums over its rows.
 
     The spectral norm comes from one step of a warm-started block power iteration, exact at the
-    first step, with its own certificate (see :mod:`lit_gamma.metrics.subspace`): the largest
+    first step, with its own certificate (see :mod:`lit_gamma.metrics.power_iteration`): the largest
     singular value lies between ``spectral_norm`` and ``spectral_norm + spectral_norm_error``. Under
     FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lit_gamma.comparison.runs import Comparison
-from lit_gamma.token_classes import CLASSES
+from lit_gamma.trajectory.token_classes import CLASSES
 
 RESAMPLES = 2000
 """Bootstrap resamples."""

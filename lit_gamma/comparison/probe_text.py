@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_gamma.comparison.runs import Comparison
-from lit_gamma.token_classes import CLASSES, NGRAMS
+from lit_gamma.trajectory.token_classes import CLASSES, NGRAMS
 
 MOST_NUMBERS = 750_000
 """Losses (tokens × steps × groups) that a page holds, 2.7 bytes each; more tokens are cut off."""

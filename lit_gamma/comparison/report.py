@@ -21,15 +21,15 @@ from lit_gamma.comparison.bootstrap import (
     learnt,
     loss_differences,
 )
-from lit_gamma.comparison.charts import Line, Phase, interval_bar, panel
-from lit_gamma.comparison.configs import differing, flat
 from lit_gamma.comparison.findings import Parts, number, readable, step_number
 from lit_gamma.comparison.probe_text import probe_text
 from lit_gamma.comparison.runs import Comparison
-from lit_gamma.comparison.weights import all_phases, recorded, weight_curves
+from lit_gamma.comparison.settings import differing, flat
+from lit_gamma.comparison.svg import Line, Phase, interval_bar, panel
+from lit_gamma.comparison.weight_curves import all_phases, recorded, weight_curves
 from lit_gamma.errors import InputError
-from lit_gamma.phases import QUANTITIES
-from lit_gamma.roles import ROLES
+from lit_gamma.trajectory.phase_finding import QUANTITIES
+from lit_gamma.weights.roles import ROLES
 
 _KEY = ["set", "class"]
 

@@ -14,9 +14,9 @@ import pandas as pd
 import yaml
 
 from lit_gamma import trajectory
-from lit_gamma.comparison.configs import differing, flat, setting
+from lit_gamma.comparison.settings import differing, flat, setting
 from lit_gamma.errors import InputError
-from lit_gamma.token_classes import NGRAMS, TokenClasses
+from lit_gamma.trajectory.token_classes import NGRAMS, TokenClasses
 
 Steps = npt.NDArray[np.int64]
 Losses = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         path: Its directory, as given.
-        config: The flattened config, see :func:`lit_gamma.comparison.configs.flat`.
+        config: The flattened config, see :func:`lit_gamma.comparison.settings.flat`.
         gamma: γ; None if the module has no such hyper-parameter.
         seed: Seed of the run; None if it was not set.
         summary: What ``summary.json`` holds; empty while the run goes on.

@@ -65,9 +65,9 @@ class AnchorComposition(ResumableDataModule):
         seed: Seed of the training sequences and their order.
 
     Attributes:
-        token_class: The class of all tokens with a label, see :mod:`lit_gamma.token_classes`: the
-            answer follows from the key and both anchors, wherever they are. The other tokens are
-            random, and have none.
+        token_class: The class of all tokens with a label, see
+            :mod:`lit_gamma.trajectory.token_classes`: the answer follows from the key and both
+            anchors, wherever they are. The other tokens are random, and have none.
 
     Raises:
         InputError: The task cannot be built; the message names the value.

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lit_gamma.data.ngram import KneserNey
 from lit_gamma.data.prepared import TokenFile, Tokens, cached
-from lit_gamma.ngram import KneserNey
 
 _CHUNKS = 50  # Places of a source that a sample is taken from, evenly spaced.
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from lit_gamma.data.prepared import TokenFile
-from lit_gamma.data.streaming import DocumentStream, TokenStream, held_out_documents
 from lit_gamma.data.text import Batches, Text
+from lit_gamma.data.token_stream import DocumentStream, TokenStream, held_out_documents
 from lit_gamma.errors import InputError
 
 

@@ -13,6 +13,16 @@ from lit_gamma.metrics.attention import (
     first_token_mass,
     uniform_attention,
 )
+from lit_gamma.metrics.classes import (
+    AlignedFraction,
+    EffectiveRank,
+    MeanAbsoluteCosine,
+    MeanCosine,
+    MeanSquaredCosine,
+    ParticipationRatio,
+    StableRank,
+    UpdateRatio,
+)
 from lit_gamma.metrics.condensation import (
     aligned_fraction,
     cosine_matrix,
@@ -23,24 +33,6 @@ from lit_gamma.metrics.condensation import (
     opposed_fraction,
     sorted_by_alignment,
 )
-from lit_gamma.metrics.modules import (
-    AlignedFraction,
-    EffectiveRank,
-    MeanAbsoluteCosine,
-    MeanCosine,
-    MeanSquaredCosine,
-    ParticipationRatio,
-    StableRank,
-    UpdateRatio,
-)
-from lit_gamma.metrics.norms import (
-    frobenius_norm,
-    implied_gamma,
-    max_row_norm,
-    rms,
-    spectral_norm,
-    update_ratio,
-)
 from lit_gamma.metrics.nulls import (
     null_aligned_fraction,
     null_effective_rank,
@@ -48,6 +40,13 @@ from lit_gamma.metrics.nulls import (
     null_mean_squared_cosine,
     null_participation_ratio,
     null_stable_rank,
+)
+from lit_gamma.metrics.power_iteration import (
+    gram_product,
+    leading_block,
+    next_block,
+    ritz_matrix,
+    spectral_norm_bounds,
 )
 from lit_gamma.metrics.rank import (
     effective_rank,
@@ -58,12 +57,13 @@ from lit_gamma.metrics.rank import (
     stable_rank,
 )
 from lit_gamma.metrics.saturation import epsilon_share
-from lit_gamma.metrics.subspace import (
-    gram_product,
-    leading_block,
-    next_block,
-    ritz_matrix,
-    spectral_norm_bounds,
+from lit_gamma.metrics.size import (
+    frobenius_norm,
+    implied_gamma,
+    max_row_norm,
+    rms,
+    spectral_norm,
+    update_ratio,
 )
 
 __all__ = [

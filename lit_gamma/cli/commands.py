@@ -1,0 +1,139 @@
+"""What the command line does with trained models and recorded runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lit_gamma import trained
+from lit_gamma.errors import InputError
+from lit_gamma.trained.generation import Sampling
+from lit_gamma.trained.generation import generate as generate_tokens
+from lit_gamma.trajectory.token_classes import TokenClasses
+
+
+def generate(
+    ckpt: str,
+    prompt: str = "",
+    n_tokens: int = 200,
+    n_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Continue a prompt with a trained model.
+
+    Args:
+        ckpt: A checkpoint (.ckpt) or an exported folder.
+        prompt: Text to continue; without one the model begins a document.
+        n_tokens: Most tokens to add; a sample also ends with its document.
+        n_samples: How many continuations to draw.
+        temperature: Below 1 likely tokens become likelier; 0 always takes the most likely one.
+        top_k: Draw from the k most likely tokens only.
+        top_p: Draw from the fewest most likely tokens that together have this probability.
+        seed: Seed of the draws.
+        device: cpu, cuda, ...; auto takes an accelerator if there is one.
+    """
+    if min(n_tokens, n_samples) < 1:
+        raise InputError(f"--n_tokens {n_tokens} and --n_samples {n_samples} must be at least 1")
+    sampling = Sampling(temperature, top_k, top_p)
+    where = _device(device)
+    source = trained.load(ckpt)
+    tokenizer = source.text_tokenizer()
+    begin = tokenizer.encode([prompt])[0].tolist() if prompt else [tokenizer.end_of_text]
+    steps = generate_tokens(
+        source.model.to(where),
+        torch.tensor([begin] * n_samples, device=where),
+        n_tokens,
+        sampling,
+        tokenizer.vocab_size,
+        torch.Generator(where).manual_seed(seed),
+    )
+    samples: list[list[int]] = [[] for _ in range(n_samples)]
+    running = set(range(n_samples))
+    for step in steps:
+        tokens = step.tolist()
+        running -= {i for i in running if tokens[i] == tokenizer.end_of_text}
+        for i in running:
+            samples[i].append(tokens[i])
+        if not running:
+            break
+    continued = [prompt + tokenizer.decode(sample) for sample in samples]
+    print(f"\n{'-' * 40}\n".join(continued))
+
+
+def export(ckpt: str, out: str) -> None:
+    """Write a trained model as safetensors, with its config and tokenizer.
+
+    Args:
+        ckpt: A checkpoint (.ckpt).
+        out: A new folder.
+    """
+    trained.export(trained.load(ckpt), out)
+    print(f"exported to {out}")
+
+
+def perplexity(
+    ckpt: str,
+    data_files: str | list[str],
+    field: str = "text",
+    batch_size: int = 16,
+    device: str = "auto",
+) -> None:
+    """Compute a trained model's loss on text files.
+
+    Args:
+        ckpt: A checkpoint (.ckpt) or an exported folder.
+        data_files: Paths or glob patterns of text, JSONL or Parquet files.
+        field: Column that holds the text, in JSONL and Parquet files.
+        batch_size: Blocks that are run together.
+        device: cpu, cuda, ...; auto takes an accelerator if there is one.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size must be at least 1, got {batch_size}")
+    where = _device(device)
+    result = trained.text_loss(trained.load(ckpt), data_files, field, batch_size, where)
+    print(f"tokens         {result.n_tokens}")
+    print(f"loss           {result.loss:.4f} nats per token")
+    print(f"perplexity     {result.perplexity:.4f}")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+
+
+def compare(
+    runs: list[str], out: str = "report.html", classes: TokenClasses = TokenClasses()
+) -> None:
+    """Compare runs token by token: a report in HTML, and its numbers as CSV.
+
+    Runs that differ only in their seed form a group; the group of the first run is the reference.
+
+    Args:
+        runs: Directories of two or more runs with the same probe (ProbeLoss).
+        out: The HTML file; the tables go beside it.
+        classes: Thresholds of the classes of tokens.
+    """
+    from lit_gamma import comparison
+    from lit_gamma.comparison.report import write_report
+
+    for path in write_report(comparison.align(runs, classes), out):
+        print(f"wrote {path}")
+
+
+COMMANDS: dict[str, Any] = {
+    "generate": generate,
+    "export": export,
+    "perplexity": perplexity,
+    "compare": compare,
+}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used: {first_line}") from error

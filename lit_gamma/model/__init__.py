@@ -1,0 +1,1 @@
+"""What is trained: the transformer and its LightningModule."""

@@ -1,0 +1,1 @@
+"""One forward without a trace, and what is watched in it."""

@@ -1,0 +1,1 @@
+"""How something is recorded: when, at what cost, from what."""

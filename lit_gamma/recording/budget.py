@@ -1,0 +1,220 @@
+"""What a callback may cost: measured over the first steps, planned for the whole run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_gamma.errors import InputError
+from lit_gamma.recording.schedule import Schedule
+
+WARMUP_STEPS = 2
+"""First optimizer steps, whose times do not count: compilation, allocation."""
+
+CALIBRATION_STEPS = 8
+"""Optimizer steps after them over which training and recording are timed."""
+
+_UNKNOWN_HORIZON = 100_000  # Steps assumed for a run that does not say how long it is.
+
+
+class Calibration:
+    """Times optimizer steps, and what one callback does in them.
+
+    Attributes:
+        step: The last optimizer step that was timed.
+        step_seconds: Duration of each optimizer step so far, without trajectory callbacks.
+    """
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.step_seconds: list[float] = []
+        self._job_seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._unwritten = 0
+        self._last: tuple[float, float] | None = None
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up has just ended."""
+        return len(self.step_seconds) == WARMUP_STEPS
+
+    @property
+    def done(self) -> bool:
+        """Whether enough steps were timed."""
+        return len(self.step_seconds) >= WARMUP_STEPS + CALIBRATION_STEPS
+
+    @property
+    def training(self) -> float:
+        """Seconds of one optimizer step without recording, the median."""
+        return median(self.step_seconds[WARMUP_STEPS:])
+
+    def end_step(self, step: int, recording: float) -> None:
+        """Notes the end of an optimizer step.
+
+        Args:
+            step: Optimizer steps taken.
+            recording: Seconds that trajectory callbacks took so far, in all.
+        """
+        self.step = step
+        now = time.perf_counter()
+        if self._last is not None:
+            self.step_seconds.append(now - self._last[0] - (recording - self._last[1]))
+        self._last = now, recording
+
+    def add(self, job: str, seconds: float) -> None:
+        """Notes what a job took once; ``write`` is shared by the records since the last one."""
+        if job == "write":
+            if self._unwritten:
+                self._job_seconds[job].append(seconds / self._unwritten)
+            self._unwritten = 0
+        else:
+            self._job_seconds[job].append(seconds)
+            self._unwritten += job == "record"
+
+    def cost(self, job: str) -> float:
+        """Seconds that a job takes once, the median, writing included; the first is a warm-up."""
+        times = self._job_seconds[job]
+        once = median(times[1:] or times or [0.0])
+        return once + self.cost("write") if job == "record" else once
+
+
+class Plan:
+    """What a calibrated callback will cost over a run.
+
+    Args:
+        calibration: The times of the first steps.
+        jobs: What the callback does, and at which steps.
+        trainer: The trainer, which knows how long the run is.
+    """
+
+    def __init__(
+        self, calibration: Calibration, jobs: Mapping[str, Schedule], trainer: Trainer
+    ) -> None:
+        total = trainer.estimated_stepping_batches
+        self.horizon = int(total) if math.isfinite(total) else _UNKNOWN_HORIZON
+        self.calibration = calibration
+        self.counts = {job: schedule.count(self.horizon) for job, schedule in jobs.items()}
+        self.training = calibration.training * self.horizon
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Cost of each job, as a share of training without it."""
+        return {
+            job: count * self.calibration.cost(job) / self.training
+            for job, count in self.counts.items()
+        }
+
+    def matrices_per_step(self, overhead: float, n_matrices: int) -> float:
+        """How many matrices can take turns at each step that records not all of them.
+
+        Args:
+            overhead: Share of training that the callback may cost in all.
+            n_matrices: Number of matrices; the job ``record`` measures all of them.
+
+        Returns:
+            A power of two, at most ``n_matrices``; 0 where the other jobs leave nothing over.
+        """
+        spare = (overhead - sum(self.shares.values())) * self.training
+        turns = max(1, self.horizon + 1 - self.counts["record"])
+        affordable = spare * n_matrices / (self.calibration.cost("record") * turns)
+        # A power of two, so that it hardly depends on the noise of the calibration.
+        return min(n_matrices, 2.0 ** math.floor(math.log2(affordable))) if affordable > 0 else 0
+
+    def warn_if_over(self, name: str, overhead: float) -> None:
+        """Warns once if the schedules alone cost more than the budget."""
+        share = sum(self.shares.values())
+        if share > overhead:
+            dearest = max(self.shares, key=self.shares.__getitem__)
+            key = "schedule" if dearest == "record" else dearest
+            rank_zero_warn(
+                f"{name} will take about {share:.1%} on top of training, over its budget of "
+                f"{overhead:.1%}; most of it is '{dearest}' at {self.counts[dearest]} of "
+                f"{self.horizon + 1} steps. Set a sparser {key}, or raise its overhead to "
+                f"{math.ceil(share * 100) / 100}"
+            )
+
+
+class BudgetedCallback(Callback):
+    """A callback that keeps its own bill, and a budget if it has one.
+
+    Args:
+        overhead: What the callback may cost, as a share of the time of training without it; None
+            for no limit. If the first steps show that the run will cost more, there is one warning.
+
+    Attributes:
+        seconds: Time spent in this callback while training, on the host; what several callbacks
+            share is on the first one's bill.
+    """
+
+    def __init__(self, overhead: float | None = None) -> None:
+        if overhead is not None and not 0 < overhead < math.inf:
+            raise InputError(
+                f"overhead must be a positive share of a training step, such as 0.01 for one "
+                f"percent, or null for no limit; got {overhead}"
+            )
+        self.overhead = overhead
+        self.seconds = 0.0
+        self._device = torch.device("cpu")
+        self._calibration: Calibration | None = None
+
+    @property
+    def name(self) -> str:
+        """What the callback is called in messages."""
+        raise NotImplementedError
+
+    @property
+    def jobs(self) -> dict[str, Schedule]:
+        """What the callback does, and when; ``record`` is the main one."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Finishes what was put off."""
+        raise NotImplementedError
+
+    def start_bill(self, device: torch.device) -> None:
+        """Starts a new bill, at the start of training."""
+        self.seconds = 0.0
+        self._device = device
+        self._calibration = None if self.overhead is None else Calibration()
+
+    def calibrate(self, trainer: Trainer) -> None:
+        """Times an optimizer step that just ended; after the last of them, keeps to the budget."""
+        calibration = self._calibration
+        if calibration is None or trainer.global_step == calibration.step:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        spent = sum(c.seconds for c in callbacks if isinstance(c, BudgetedCallback))
+        calibration.end_step(trainer.global_step, spent)
+        if calibration.warm or calibration.done:
+            with self.billed("write"):
+                self.flush()
+        if calibration.done and self.overhead is not None:
+            self._calibration = None
+            plan = Plan(calibration, self.jobs, trainer)
+            plan.warn_if_over(self.name, self.overhead)
+            self.apply(plan, trainer)
+
+    def apply(self, plan: Plan, trainer: Trainer) -> None:
+        """Fixes what the budget decides about this callback; nothing by default."""
+
+    @contextmanager
+    def billed(self, job: str) -> Iterator[None]:
+        """Adds the time spent inside to :attr:`seconds`; calibrating, waits for the device."""
+        self._wait_if_calibrating()
+        start = time.perf_counter()
+        yield
+        if self._calibration is not None:
+            self._wait_if_calibrating()
+            self._calibration.add(job, time.perf_counter() - start)
+        self.seconds += time.perf_counter() - start
+
+    def _wait_if_calibrating(self) -> None:
+        if self._calibration is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

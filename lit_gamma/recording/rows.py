@@ -1,0 +1,147 @@
+"""Sums over the rows of every weight matrix, wherever the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from lit_gamma.recording.current import current_matrices, stay_current
+from lit_gamma.recording.side_stream import lend
+from lit_gamma.weights.neurons import NeuronMatrix
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Weight matrices with the same number of inputs, below one another.
+
+    Attributes:
+        positions: Where the matrices stand in the order of :func:`lit_gamma.neurons`.
+        n_neurons: Rows of each whole matrix.
+        shapes: For every run of matrices of one shape, which are stacked without a copy, their
+            number and how many rows of each this rank holds.
+        held: The rows of each matrix that this rank holds, shape (rows, d_in); there may be none.
+        ranks: The processes that hold the other rows; None if this one holds all.
+    """
+
+    positions: tuple[int, ...]
+    n_neurons: tuple[int, ...]
+    shapes: list[tuple[int, int]]
+    held: tuple[Tensor, ...]
+    ranks: ProcessGroup | None
+
+    def copy(self) -> Tensor:
+        """Copies the rows held here, float32, shape (rows, d_in)."""
+        return lend(torch.cat(self.held).float())
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of matrices in every run."""
+        return [count for count, _ in self.shapes]
+
+    def stacked(self, values: Tensor) -> list[Tensor]:
+        """Views values of shape (rows, ...) as (matrices, rows of each, ...), a view per run."""
+        parts = values.split_with_sizes([count * rows for count, rows in self.shapes])
+        return [
+            part.view(*shape, *values.shape[1:])
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums values of shape (rows, k) over the rows of each matrix: (len(positions), k)."""
+        return torch.cat([part.sum(1) for part in self.stacked(values)])
+
+    def maxima(self, values: Tensor) -> Tensor:
+        """Largest of values >= 0 of shape (rows,) over the rows of each matrix; 0 without rows."""
+        return torch.cat(
+            [
+                part.amax(1) if part.shape[1] else part.new_zeros(part.shape[0])
+                for part in self.stacked(values)
+            ]
+        )
+
+
+_ROWS: WeakKeyDictionary[LightningModule, tuple[list[NeuronMatrix], list[Rows]]] = (
+    WeakKeyDictionary()
+)
+
+
+def rows_of(pl_module: LightningModule) -> list[Rows]:
+    """Finds the rows of all weight matrices that this rank holds.
+
+    Of parameters sharded by rows (FSDP2, also unevenly) these are the rank's own rows; any other
+    kind of sharding is gathered, one matrix at a time.
+
+    Args:
+        pl_module: The module with the weights.
+
+    Returns:
+        One :class:`Rows` per d_in, device and set of ranks, the same ones on every rank.
+    """
+    matrices, rows = _ROWS.get(pl_module, ([], []))
+    if not matrices or current_matrices(pl_module) is not matrices:
+        for module in pl_module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # An evaluation leaves the outermost weights gathered.
+        matrices = current_matrices(pl_module)
+        rows = list(_grouped(matrices))
+        if stay_current(pl_module, matrices):
+            _ROWS[pl_module] = matrices, rows
+    return rows
+
+
+def _grouped(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
+    alike: dict[tuple[int, torch.device, ProcessGroup | None], list[tuple[int, int, Tensor]]] = {}
+    for i, matrix in enumerate(matrices):
+        held, ranks = _held(matrix.weight)
+        key = (matrix.weight.shape[1], held.device, ranks)
+        alike.setdefault(key, []).append((i, matrix.weight.shape[0], held))
+    for (_, _, ranks), members in alike.items():
+        members.sort(key=lambda member: member[1])  # Stable: shapes become neighbours.
+        positions, n_neurons, held_rows = zip(*members, strict=True)
+        runs = [list(run) for _, run in groupby(members, key=lambda member: member[1])]
+        shapes = [(len(run), run[0][2].shape[0]) for run in runs]
+        yield Rows(positions, n_neurons, shapes, held_rows, ranks)
+
+
+def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
+    if not isinstance(weight, DTensor):
+        return weight, None
+    sharded = [i for i, p in enumerate(weight.placements) if not isinstance(p, Replicate)]
+    if len(sharded) == 1 and weight.placements[sharded[0]] == Shard(0):
+        return weight.to_local(), weight.device_mesh.get_group(sharded[0])
+    return weight.full_tensor(), None
+
+
+def add_over_ranks(sums: Sequence[Tensor], ranks: Sequence[ProcessGroup | None]) -> None:
+    """Adds sums of sharded matrices over the ranks, in place, with one all_reduce.
+
+    Args:
+        sums: Tensors of any shapes.
+        ranks: The processes each is spread over; None for those that are whole.
+    """
+    for group in dict.fromkeys(r for r in ranks if r is not None):
+        parts = [part for part, r in zip(sums, ranks, strict=True) if r is group]
+        packed = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(packed, group=group)
+        start = 0
+        for part in parts:
+            part.copy_(packed[start : start + part.numel()].view_as(part))
+            start += part.numel()
+
+
+def in_own_slot(largest: Tensor, ranks: ProcessGroup | None) -> Tensor:
+    """Spreads values (m,) over one slot per rank, (m, ranks), so that a sum keeps them apart."""
+    if ranks is None:
+        return largest.unsqueeze(1)
+    slots = torch.arange(dist.get_world_size(ranks), device=largest.device)
+    return largest.unsqueeze(1) * (slots == dist.get_rank(ranks))

@@ -1,0 +1,5 @@
+"""The record: written, read back, and what it says."""
+
+from lit_gamma.trajectory.reading import extremes, load, phases, probe, tokens
+
+__all__ = ["extremes", "load", "phases", "probe", "tokens"]

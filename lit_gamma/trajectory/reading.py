@@ -1,0 +1,150 @@
+"""Reading a recorded run back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from lit_gamma.errors import InputError
+from lit_gamma.trajectory.arrow import read_batches
+from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
+
+
+def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:
+    """Reads the tables of a run, finished or not.
+
+    Args:
+        run_dir: The run's directory, ``runs/<experiment>/version_N``.
+        names: The tables to read, of those that there are; all by default.
+
+    Returns:
+        Name of the table (``condensation``, ``effective_rank``, ...) to its rows, in the order of
+        the steps. What a column means is in the schema of the file.
+
+    Raises:
+        InputError: The directory holds no record.
+    """
+    paths = sorted(Path(run_dir, "trajectory").glob("*.arrow"))
+    if not paths:
+        raise InputError(f"{run_dir} holds no trajectory/*.arrow; give the directory of a run")
+    wanted = [path for path in paths if names is None or path.stem in names]
+    tables = {path.stem: read_batches(path) for path in wanted}
+    return {
+        name: pa.Table.from_batches(batches).to_pandas()
+        for name, batches in tables.items()
+        if batches
+    }
+
+
+def probe(run_dir: str | Path) -> tuple[pd.Series, npt.NDArray[np.float16], pd.DataFrame]:
+    """Reads a run's probe without repeating at each step what its tokens are.
+
+    Args:
+        run_dir: The run's directory.
+
+    Returns:
+        The steps, (n_steps,); the losses in nats, (n_steps, n_tokens); and the table of tokens,
+        whose ``attrs`` hold what the file says of itself: ``probe`` (the hash), ``seed``,
+        ``hyperparameters``.
+
+    Raises:
+        InputError: The run has no probe.
+    """
+    names = ("probe_loss", "probe_tokens")
+    paths = [Path(run_dir, "trajectory", f"{name}.arrow") for name in names]
+    batches = [read_batches(path) if path.is_file() else [] for path in paths]
+    if not all(batches):
+        raise InputError(
+            f"{run_dir} holds no trajectory/probe_loss.arrow and probe_tokens.arrow; train with "
+            "the callback ProbeLoss"
+        )
+    losses, described = map(pa.Table.from_batches, batches)
+    words = {f.name: "category" for f in described.schema if f.type == pa.string()}
+    tokens: pd.DataFrame = described.to_pandas().astype(words)
+    tokens.attrs.update(json.loads(losses.schema.metadata[b"lit_gamma"]))
+    matrix = losses["loss"].combine_chunks().flatten().to_numpy()
+    return losses["step"].to_pandas(), matrix.reshape(losses.num_rows, -1), tokens
+
+
+def tokens(run_dir: str | Path) -> pd.DataFrame:
+    """Reads the losses of a run's probe, see :class:`lit_gamma.callbacks.ProbeLoss`.
+
+    Args:
+        run_dir: The run's directory.
+
+    Returns:
+        A row per step and token: ``step``, ``loss`` (nats, float16), and what the token is:
+        ``token`` (its number), ``set``, ``block``, ``position``, ``token_id``, ``text``, ``class``,
+        its loss under n-grams and with truncated contexts. ``attrs["probe"]`` is the hash.
+
+    Raises:
+        InputError: The run has no probe.
+    """
+    steps, losses, described = probe(run_dir)
+    n_steps, n_tokens = losses.shape
+    table: pd.DataFrame = described.take(np.tile(np.arange(n_tokens), n_steps)).reset_index(
+        drop=True
+    )
+    table.insert(0, "step", np.repeat(steps.to_numpy(), n_tokens))
+    table.insert(2, "loss", losses.ravel())
+    table.attrs = {"probe": described.attrs["probe"]}
+    return table
+
+
+def phases(run_dir: str | Path, min_change: float = 0.1) -> pd.DataFrame:
+    """Finds when each role condensed, and when it began to expand again.
+
+    Args:
+        run_dir: The run's directory.
+        min_change: Smallest relative change that counts as a move.
+
+    Returns:
+        A row per role and quantity, NaN where a phase is not there, see
+        :func:`~lit_gamma.trajectory.phase_finding.phases_of_roles`.
+
+    Raises:
+        InputError: The run has no record of condensation or effective rank.
+    """
+    return phases_of_roles(load(run_dir, [table for table, _ in QUANTITIES.values()]), min_change)
+
+
+def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Finds, per role, where condensation was strongest and the effective rank lowest.
+
+    Both are means over the matrices of the role, each interpolated between the steps at which it
+    was measured, relative to their random-matrix null.
+
+    Args:
+        tables: What :func:`load` returns.
+
+    Returns:
+        ``strongest_condensation`` and ``lowest_effective_rank``: role to step and value. Empty
+        where the run has no such record.
+    """
+    return {
+        "strongest_condensation": _extreme(
+            tables.get("condensation"), "mean_squared_cosine_over_null", largest=True
+        ),
+        "lowest_effective_rank": _extreme(
+            tables.get("effective_rank"), "effective_rank_over_null", largest=False
+        ),
+    }
+
+
+def _extreme(table: pd.DataFrame | None, column: str, largest: bool) -> dict[str, dict[str, Any]]:
+    if table is None:
+        return {}
+    by_role = role_means(table, column).dropna(axis=1, how="all")  # A single neuron has no pair.
+    steps = by_role.idxmax() if largest else by_role.idxmin()
+    values = by_role.max() if largest else by_role.min()
+    return {
+        str(role): {"step": int(step), column: float(value)}
+        for role, step, value in zip(by_role.columns, steps, values, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""Any module seen as neurons with roles; modules only."""

@@ -1,0 +1,118 @@
+"""How a module's parameters are seen as neurons.
+
+A neuron is one row of a weight matrix: the input weights of one output unit. Every weight matrix of
+a module is seen here once, as a view of shape (n_neurons, d_in), with the role it plays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lit_gamma.errors import InputError
+from lit_gamma.weights.parameters import Parameter, Roles, parameters
+from lit_gamma.weights.parts import Part, parts, whole
+from lit_gamma.weights.roles import QKV, ROLES
+from lit_gamma.weights.sharding import padded, summed
+
+__all__ = ["ROLES", "NeuronMatrix", "neurons"]
+
+
+@dataclass(frozen=True)
+class NeuronMatrix:
+    """One weight matrix, its rows the neurons.
+
+    Attributes:
+        name: Path of the parameter in its module, without the final ``.weight``; of a fused one,
+            followed by role and number: ``h.0.attn.c_attn.query``, ``experts.down_proj.3``.
+        role: One of :data:`ROLES`.
+        layer: Index of the block the matrix belongs to; None outside the blocks.
+        weight: Shape (n_neurons, d_in). Memory of the parameter wherever strides allow it, so to be
+            read, not written; a DTensor where the parameter is sharded.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    weight: Tensor
+
+    @property
+    def label(self) -> str:
+        """Short name for charts: ``layer0.query``, ``lm_head``."""
+        name = self.name.rpartition(".")[2] if self.role == "other" else self.role
+        return name if self.layer is None else f"layer{self.layer}.{name}"
+
+
+def neurons(
+    module: nn.Module, roles: Roles | None = None, per_head: bool = False, bias: bool = False
+) -> Iterator[NeuronMatrix]:
+    """Yields every weight matrix of a module once, in the order of its parameters.
+
+    Linear, Embedding, convolutions (a neuron is a filter), the fused projection of
+    MultiheadAttention, Hugging Face's transposed ``Conv1D``, fused query-key-value and gate-up
+    projections (split per role, also under GQA and where heads are interleaved), experts stored as
+    one 3-D parameter (one matrix each). An embedding table is (vocab_size, d_model): its neurons
+    are the tokens' vectors. Tied weights appear once, under their first name; norm scales and
+    biases are not matrices. A parametrized weight is seen as what the layer computes with.
+
+    Args:
+        module: Any module. Roles are told by structure and the usual names; what is not recognised
+            has the role ``other``.
+        roles: Pattern of a path to its role, or to the roles of its rows: ``{"*.mixer.in_proj":
+            ["mlp_gate", "mlp_up"]}``. An attribute ``neuron_roles`` of the module does the same for
+            every caller, callbacks included.
+        per_head: Cut query, key and value once more, into one matrix (head_dim, d_in) per head.
+        bias: Append each neuron's bias as one more input; such matrices are copies. A matrix
+            without bias stays as it is.
+
+    Yields:
+        One :class:`NeuronMatrix` per matrix.
+
+    Raises:
+        InputError: A role is unknown, a pattern fits nothing, or a projection cannot be split.
+    """
+    for parameter in parameters(module, roles):
+        if parameter.kind != "matrix":
+            continue
+        cuts = parts(parameter)
+        for part, weight in zip(cuts, _weights(parameter, cuts, bias), strict=True):
+            name = f"{parameter.path}{part.suffix}"
+            if per_head and part.role in QKV:
+                heads = enumerate(torch.split(weight, _head_dim(parameter, weight)))
+                matrices = [(f"{name}.{i}", head) for i, head in heads]
+            else:
+                matrices = [(name, weight)]
+            for full_name, matrix in matrices:
+                yield NeuronMatrix(full_name, part.role, parameter.layer, matrix)
+
+
+def _weights(parameter: Parameter, cuts: list[Part], bias: bool) -> list[Tensor]:
+    """The matrices of a parameter, each with its biases as a last column if asked."""
+    weights = _cut(parameter.tensor.detach(), cuts)
+    name = parameter.leaf.removesuffix("weight").removesuffix("_") if bias else ""
+    offsets = parameter.owner._parameters.get(f"{name}_bias".removeprefix("_")) if bias else None
+    if offsets is None:
+        return weights
+    column = offsets.detach().unsqueeze(-2 if parameter.transposed else -1)
+    columns = _cut(column, cuts)
+    return [torch.cat(pair, dim=1) for pair in zip(weights, columns, strict=True)]
+
+
+def _cut(tensor: Tensor, cuts: list[Part]) -> list[Tensor]:
+    if not isinstance(tensor, DTensor) or cuts[0].cut is whole:
+        return [part.matrix(tensor) for part in cuts]
+    local = padded(tensor)
+    return [summed(part.matrix(local), tensor) for part in cuts]
+
+
+def _head_dim(parameter: Parameter, weight: Tensor) -> int:
+    _, head_dim = parameter.heads
+    if not head_dim or weight.shape[0] % head_dim:
+        raise InputError(
+            f"{parameter.path}: {weight.shape[0]} rows do not split into heads of {head_dim}"
+        )
+    return head_dim
