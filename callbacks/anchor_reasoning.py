@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule, Trainer
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError
-from lit_gamma.callbacks import Schedule, TrajectoryCallback
+from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
 
 
@@ -39,14 +39,16 @@ class AnchorReasoning(TrajectoryCallback):
 
     default_schedule = Schedule(every=50, per_decade=4)
     default_pictures = Schedule(per_decade=4)
-    meanings: ClassVar[Mapping[str, str]] = {
-        "composition": "share of unseen sequences answered by composition; 0..1",
-        "symmetry": "share of unseen sequences answered as the mirror image; 0..1",
-        "other": "share of unseen sequences answered otherwise; 0..1",
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "unseen pair": ["composition", "symmetry", "other"]
-    }
+    quantities: ClassVar[Sequence[Quantity]] = tuple(
+        Quantity(
+            name, f"share of unseen sequences answered {how}", range="0..1", chart="unseen pair"
+        )
+        for name, how in {
+            "composition": "by composition",
+            "symmetry": "as the mirror image",
+            "other": "otherwise",
+        }.items()
+    )
 
     def __init__(
         self,
@@ -63,34 +65,26 @@ class AnchorReasoning(TrajectoryCallback):
                 f"{type(trainer.datamodule).__name__}; leave the callback out"
             )
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+    def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Answers the whole unseen validation set."""
-        data = trainer.datamodule
-        unseen = data.val_sets["unseen"]
-        answered = self._answers(pl_module, unseen.input_ids)
+        unseen = self.run.data.val_sets["unseen"]
+        with self.run.probing():
+            logits = pl_module(unseen.input_ids.to(pl_module.device))
+        answered = logits[:, -1].argmax(-1).cpu()
         composed = answered == unseen.answers
-        mirrored = (answered == data.mirrored_answers(unseen)) & ~composed
+        mirrored = (answered == self.run.data.mirrored_answers(unseen)) & ~composed
         shares = torch.stack([composed, mirrored, ~(composed | mirrored)]).float().mean(1, True)
         return dict(zip(("composition", "symmetry", "other"), shares, strict=True))
 
-    @staticmethod
-    def _answers(pl_module: LightningModule, input_ids: Tensor) -> Tensor:
-        training = pl_module.training
-        pl_module.eval()
-        logits = pl_module(input_ids.to(pl_module.device))
-        pl_module.train(training)
-        answered: Tensor = logits[:, -1].argmax(-1).cpu()
-        return answered
-
-    def draw(
-        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
-    ) -> None:
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the plane of the keys."""
-        if writer is None:
+        roles = [matrix.role for matrix in self.run.weights.matrices]
+        (group,) = self.run.weights.groups(self.run.step, [roles.index("embedding")])
+        if writer is None:  # Only now: sharded weights are gathered by all ranks together.
             return
-        low, high = trainer.datamodule.token_range
+        low, high = self.run.data.token_range
         keys = torch.arange(low, high + 1)
-        vectors = pl_module.transformer.embedding.weight[low : high + 1].double().cpu()
+        vectors = group.weight[0, low : high + 1].double().cpu()
         vectors = vectors - vectors.mean(0)
         _, s, directions = torch.linalg.svd(vectors, full_matrices=False)
         x, y = (vectors @ directions[:2].T).T
@@ -101,8 +95,8 @@ class AnchorReasoning(TrajectoryCallback):
         points = axes.scatter(x, y, c=keys, cmap="coolwarm", s=18)
         figure.colorbar(points, label="key")
         axes.set(
-            title=f"embedding of the keys, step {trainer.global_step}",
+            title=f"embedding of the keys, step {self.run.step}",
             xlabel=f"first principal component ({share[0]:.0%})",
             ylabel=f"second ({share[1]:.0%})",
         )
-        writer.add_figure("anchor_reasoning/key_embedding", figure, trainer.global_step)
+        writer.add_figure("anchor_reasoning/key_embedding", figure, self.run.step)

@@ -308,10 +308,10 @@ def test_a_full_disk_leaves_a_hole_and_one_warning_and_training_goes_on(tmp_path
             if trainer.global_step in (10, 15, 20):
                 ranks.flush()
                 recorder = ranks.recorder
-                file = recorder._table._file
-                recorder._table._file = FullDisk(file) if trainer.global_step == 10 else file
+                file = recorder._stream._file
+                recorder._stream._file = FullDisk(file) if trainer.global_step == 10 else file
                 if trainer.global_step == 20:
-                    recorder._table._file = file.file
+                    recorder._stream._file = file.file
 
     ranks = EffectiveRank(Schedule(every=1), None)
     with pytest.warns(UserWarning, match="No space left on device.*no steps 11 to 15") as warned:

@@ -15,8 +15,10 @@ from lit_gamma.callbacks.weight_norms import WeightNorms
 from lit_gamma.recording.activations import ProbeTrajectory
 from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.weights import WeightGroup, WeightTrajectory
+from lit_gamma.recording.weights import WeightTrajectory
+from lit_gamma.trajectory.table import Quantity
 
 __all__ = [
     "AttentionSink",
@@ -29,6 +31,7 @@ __all__ = [
     "ProbeLoss",
     "ProbeTrajectory",
     "Progress",
+    "Quantity",
     "RunSummary",
     "Schedule",
     "TokenLoss",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lightning import LightningModule
+from typing_extensions import override
 
 from lit_gamma.probing.attention import watched_attention
 from lit_gamma.probing.forward import Seen
 from lit_gamma.recording.activations import ProbeTrajectory
+from lit_gamma.trajectory.table import Quantity
 
 
 class AttentionSink(ProbeTrajectory):
@@ -37,23 +38,32 @@ class AttentionSink(ProbeTrajectory):
     whole, some five times samples · heads · length² floats: take fewer samples of long contexts.
     """
 
-    meanings: ClassVar[Mapping[str, str]] = {
-        "first_token_mass": "attention on the first token, mean of the later queries; 0..1",
-        "entropy": "entropy of attention, mean of the queries but the first; nats",
-        "first_token_mass_over_null": "the quantity / its value for uniform attention",
-        "entropy_over_null": "the quantity / its value for uniform attention",
-    }
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "first_token_mass",
+            "attention on the first token, mean of the later queries",
+            range="0..1",
+            chart="attention on the first token ÷ uniform",
+        ),
+        Quantity(
+            "entropy",
+            "entropy of attention, mean of the queries but the first",
+            unit="nats",
+            chart="entropy of attention ÷ uniform",
+        ),
+    )
+    reference = "its value for uniform attention"
     uniform: ClassVar[Mapping[str, str]] = {
         "first_token_mass": "uniform_mass",
         "entropy": "uniform_entropy",
     }
 
-    def watch(self, pl_module: LightningModule) -> AbstractContextManager[list[Seen]]:
-        """See :class:`ProbeTrajectory`."""
+    @override
+    def watch(self, pl_module: Any) -> AbstractContextManager[list[Seen]]:
         return watched_attention(pl_module)
 
-    def nothing_seen(self, pl_module: LightningModule) -> str:
-        """See :class:`ProbeTrajectory`."""
+    @override
+    def nothing_seen(self, pl_module: Any) -> str:
         return (
             f"sees no attention in the forward of {type(pl_module).__name__}; it sees "
             "scaled_dot_product_attention and eager attention: a Hugging Face model can be built "

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning import LightningModule, Trainer
 from matplotlib import colormaps
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from lit_gamma import metrics
 from lit_gamma.recording.callback import PICTURES
+from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
-from lit_gamma.trajectory.tensorboard import picture
+from lit_gamma.recording.weights import TIERED, WeightTrajectory
+from lit_gamma.trajectory.table import Quantity
+from lit_gamma.trajectory.tensorboard import picture, write_values
 
 _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
 
@@ -58,17 +60,35 @@ class Condensation(WeightTrajectory):
 
     default_schedule = TIERED
     default_pictures = PICTURES
-    meanings: ClassVar[Mapping[str, str]] = {
-        "mean_squared_cosine": "mean cos² between distinct rows; 0..1; null 1/d_in",
-        "mean_absolute_cosine": "mean |cos| between distinct rows; 0..1",
-        "aligned_fraction": "share of pairs of rows with |cos| > 0.9; 0..1",
-        "opposed_fraction": "share of pairs of rows with cos < -0.9; 0..1",
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cos² ÷ null": ["mean_squared_cosine_over_null"],
-        "|cos| ÷ null": ["mean_absolute_cosine_over_null"],
-        "aligned and opposed pairs": ["aligned_fraction", "opposed_fraction"],
-    }
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "mean_squared_cosine",
+            "mean cos² between distinct rows",
+            range="0..1",
+            note="null 1/d_in",
+            null=lambda n_neurons, d_in: metrics.null_mean_squared_cosine(d_in),
+            chart="cos² ÷ null",
+        ),
+        Quantity(
+            "mean_absolute_cosine",
+            "mean |cos| between distinct rows",
+            range="0..1",
+            null=lambda n_neurons, d_in: metrics.null_mean_absolute_cosine(d_in),
+            chart="|cos| ÷ null",
+        ),
+        Quantity(
+            "aligned_fraction",
+            "share of pairs of rows with |cos| > 0.9",
+            range="0..1",
+            chart="aligned and opposed pairs",
+        ),
+        Quantity(
+            "opposed_fraction",
+            "share of pairs of rows with cos < -0.9",
+            range="0..1",
+            chart="aligned and opposed pairs",
+        ),
+    )
 
     def __init__(
         self,
@@ -83,8 +103,8 @@ class Condensation(WeightTrajectory):
         self.heatmap_roles = heatmap_roles
         self.heatmap_rows = heatmap_rows
 
+    @override
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
-        """See :class:`WeightTrajectory`."""
         cosines = weights.cosines
         return {
             "mean_squared_cosine": metrics.mean_squared_cosine(cosines),
@@ -93,19 +113,10 @@ class Condensation(WeightTrajectory):
             "opposed_fraction": metrics.opposed_fraction(cosines),
         }
 
-    def null(self, n_neurons: int, d_in: int) -> Mapping[str, float]:
-        """See :class:`WeightTrajectory`."""
-        return {
-            "mean_squared_cosine": metrics.null_mean_squared_cosine(d_in),
-            "mean_absolute_cosine": metrics.null_mean_absolute_cosine(d_in),
-        }
-
-    def draw(
-        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
-    ) -> None:
-        """Draws the heat maps."""
+    @override
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         images = []
-        for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
+        for group in self.run.weights.groups(self.run.step):  # On all ranks: it may gather.
             shown = [i for i, m in enumerate(group.matrices) if m.role in self.heatmap_roles]
             if writer is None or not shown:
                 continue
@@ -114,8 +125,7 @@ class Condensation(WeightTrajectory):
                 tag = f"{self.name}/cosines/{group.matrices[i].label}"
                 images.append(Summary.Value(tag=tag, image=image))
         if writer is not None:
-            events = writer._get_file_writer()  # type: ignore[no-untyped-call]
-            events.add_summary(Summary(value=images), trainer.global_step)
+            write_values(writer, images, self.run.step)
 
 
 def heatmaps(neurons: Sequence[Tensor], max_rows: int) -> list[Summary.Image]:

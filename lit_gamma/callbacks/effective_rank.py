@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from lit_gamma import metrics
+from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.weights import TIERED, WeightGroup, WeightTrajectory, weight_groups
+from lit_gamma.recording.weights import TIERED, WeightTrajectory
+from lit_gamma.trajectory.table import Quantity
 
 
 class EffectiveRank(WeightTrajectory):
@@ -43,16 +45,29 @@ class EffectiveRank(WeightTrajectory):
 
     default_schedule = TIERED
     default_pictures = Schedule(per_decade=2)
-    meanings: ClassVar[Mapping[str, str]] = {
-        "effective_rank": "exp of the entropy of s / sum(s) (Roy & Vetterli 2007); 1..min(n, d)",
-        "participation_ratio": "sum(s^2)^2 / sum(s^4); 1..min(n, d)",
-        "stable_rank": "sum(s^2) / max(s^2); 1..min(n, d)",
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "effective rank ÷ null": ["effective_rank_over_null"],
-        "participation ratio ÷ null": ["participation_ratio_over_null"],
-        "stable rank ÷ null": ["stable_rank_over_null"],
-    }
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "effective_rank",
+            "exp of the entropy of s / sum(s) (Roy & Vetterli 2007)",
+            range="1..min(n, d)",
+            null=metrics.null_effective_rank,
+            chart="effective rank ÷ null",
+        ),
+        Quantity(
+            "participation_ratio",
+            "sum(s^2)^2 / sum(s^4)",
+            range="1..min(n, d)",
+            null=metrics.null_participation_ratio,
+            chart="participation ratio ÷ null",
+        ),
+        Quantity(
+            "stable_rank",
+            "sum(s^2) / max(s^2)",
+            range="1..min(n, d)",
+            null=metrics.null_stable_rank,
+            chart="stable rank ÷ null",
+        ),
+    )
 
     def __init__(
         self,
@@ -64,19 +79,19 @@ class EffectiveRank(WeightTrajectory):
         super().__init__(schedule, overhead, matrices_per_step, pictures)
         self._waits = False
 
-    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See :class:`TrajectoryCallback`; a histogram waits for the spectra, and shares them."""
-        self._waits = self.draws(trainer.global_step)
-        super().take(trainer, pl_module)
+    @override
+    def take(self) -> None:
+        self._waits = self.draws(self.run.step)  # A histogram waits for the spectra: shared then.
+        super().take()
 
+    @override
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
-        """See :class:`WeightTrajectory`."""
         if self._waits:
             return {"singular_values": weights.singular_values}
         return {"gram": weights.gram}
 
+    @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: solves what was put off."""
         s = measured.get("singular_values")
         if s is None:
             s = metrics.singular_values_of_gram(measured["gram"])
@@ -86,19 +101,9 @@ class EffectiveRank(WeightTrajectory):
             "stable_rank": metrics.stable_rank(s),
         }
 
-    def null(self, n_neurons: int, d_in: int) -> Mapping[str, float]:
-        """See :class:`WeightTrajectory`."""
-        return {
-            "effective_rank": metrics.null_effective_rank(n_neurons, d_in),
-            "participation_ratio": metrics.null_participation_ratio(n_neurons, d_in),
-            "stable_rank": metrics.null_stable_rank(n_neurons, d_in),
-        }
-
-    def draw(
-        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
-    ) -> None:
-        """Writes the histograms of the singular values."""
-        for group in weight_groups(trainer, pl_module):  # On all ranks: it may gather.
+    @override
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
+        for group in self.run.weights.groups(self.run.step):  # On all ranks: it may gather.
             if writer is None:
                 continue
             n, d = group.weight.shape[1:]
@@ -106,4 +111,4 @@ class EffectiveRank(WeightTrajectory):
             edge = s.norm(dim=1, keepdim=True) / math.sqrt(n * d) * (math.sqrt(n) + math.sqrt(d))
             for matrix, spectrum in zip(group.matrices, s / edge, strict=True):
                 tag = f"{self.name}/spectrum/{matrix.label}"
-                writer.add_histogram(tag, spectrum.cpu().numpy(), trainer.global_step, bins=30)
+                writer.add_histogram(tag, spectrum.cpu().numpy(), self.run.step, bins=30)

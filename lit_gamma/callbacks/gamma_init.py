@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_gamma.errors import InputError
 from lit_gamma.init.audit import Audit
 from lit_gamma.init.rule import Preset, ResidualScale, checked_rates, gamma_init_
-from lit_gamma.recording.callback import tensorboard_writer
+from lit_gamma.recording.lightning_run import tensorboard_writer
 from lit_gamma.weights.parameters import Roles
 
 

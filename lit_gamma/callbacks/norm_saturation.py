@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lightning import LightningModule
+from typing_extensions import override
 
 from lit_gamma.probing.forward import Seen
 from lit_gamma.probing.norms import watched_norms
 from lit_gamma.recording.activations import ProbeTrajectory
+from lit_gamma.trajectory.table import Quantity
 
 
 class NormSaturation(ProbeTrajectory):
@@ -33,18 +34,20 @@ class NormSaturation(ProbeTrajectory):
     The arguments are those of :class:`ProbeTrajectory`.
     """
 
-    meanings: ClassVar[Mapping[str, str]] = {
-        "epsilon_share": "share of the norm's denominator that is its epsilon; 0..1",
-        "normalized_rms": "RMS of the normalized vectors before the scale; 0..1",
-        "input_rms": "RMS of the norm's input; >= 0",
-    }
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "epsilon_share", "share of the norm's denominator that is its epsilon", range="0..1"
+        ),
+        Quantity("normalized_rms", "RMS of the normalized vectors before the scale", range="0..1"),
+        Quantity("input_rms", "RMS of the norm's input", range=">= 0"),
+    )
 
-    def watch(self, pl_module: LightningModule) -> AbstractContextManager[list[Seen]]:
-        """See :class:`ProbeTrajectory`."""
+    @override
+    def watch(self, pl_module: Any) -> AbstractContextManager[list[Seen]]:
         return watched_norms(pl_module)
 
-    def nothing_seen(self, pl_module: LightningModule) -> str:
-        """See :class:`ProbeTrajectory`."""
+    @override
+    def nothing_seen(self, pl_module: Any) -> str:
         return (
             f"finds no norm in the forward of {type(pl_module).__name__}: an RMSNorm, LayerNorm, "
             "or a class with Norm in its name and an eps; leave the callback out"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
-from lit_gamma.recording.callback import TrajectoryCallback, trajectory_callbacks
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.trajectory.table import Index
+from lit_gamma.trajectory.table import Index, Quantity
 
 
 class Overhead(TrajectoryCallback):
@@ -32,41 +33,48 @@ class Overhead(TrajectoryCallback):
     """
 
     default_schedule = Schedule(every=100)
-    meanings: ClassVar[Mapping[str, str]] = {
-        "ms_per_step": "milliseconds per optimizer step spent in the callback, on the host; >= 0",
-        "share_of_step": "the same over the time of a step without trajectory callbacks; >= 0",
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {"share of a step": ["share_of_step"]}
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "ms_per_step",
+            "milliseconds per optimizer step spent in the callback, on the host",
+            range=">= 0",
+        ),
+        Quantity(
+            "share_of_step",
+            "the same over the time of a step without trajectory callbacks",
+            range=">= 0",
+            chart="share of a step",
+        ),
+    )
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__(schedule)
 
+    @override
     def due(self, step: int) -> bool:
-        """See :class:`TrajectoryCallback`."""
-        return step > self._start_step and super().due(step)
+        return step > self._since_step and super().due(step)
 
-    def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
-        """One row per trajectory callback."""
-        names = [callback.name for callback in trajectory_callbacks(pl_module.trainer)]
+    @override
+    def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
+        names = [callback.name for callback in self.run.callbacks]
         return {"callback": names}, names
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
-        self._start_step = trainer.global_step
-        self._start = time.perf_counter()
-        self._billed = torch.zeros(len(trajectory_callbacks(trainer)), dtype=torch.float64)
-        super().on_train_start(trainer, pl_module)
+    @override
+    def start(self, run: Run) -> None:
+        self._billed = torch.zeros(len(run.callbacks), dtype=torch.float64)
+        self._since_step, self._since = run.step, time.perf_counter()
+        super().start(run)
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
-        """Reads the bills."""
-        billed = torch.tensor([c.seconds for c in trajectory_callbacks(trainer)]).double()
-        spent, elapsed = billed - self._billed, time.perf_counter() - self._start
-        steps = trainer.global_step - self._start_step
-        self._start_step, self._start, self._billed = (
-            trainer.global_step,
-            time.perf_counter(),
-            billed,
+    @override
+    def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
+        run, now = self.run, time.perf_counter()
+        billed = torch.tensor([callback.seconds for callback in run.callbacks]).double()
+        spent, elapsed, steps = (
+            billed - self._billed,
+            now - self._since,
+            run.step - self._since_step,
         )
+        self._billed, self._since_step, self._since = billed, run.step, now
         return {
             "ms_per_step": spent * 1e3 / steps,
             "share_of_step": spent / (elapsed - spent.sum()),

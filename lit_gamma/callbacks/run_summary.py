@@ -1,24 +1,19 @@
-"""The summary of a run: one JSON file at the end, however it ends."""
+"""Run summary: what has the run come to?"""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
-from lit_gamma import trajectory
-from lit_gamma.recording.callback import tensorboard_writer, trajectory_callbacks
-from lit_gamma.recording.weights import WeightTrajectory
-from lit_gamma.trajectory.phase_finding import phases_of_roles
-from lit_gamma.trajectory.tensorboard import write_phases
+from lit_gamma.recording.callback import trajectory_callbacks
+from lit_gamma.recording.lightning_run import run_of
+from lit_gamma.recording.run import Run
+from lit_gamma.recording.summary import bill_of, summarize, write_summary
 
 
 class RunSummary(Callback):
@@ -42,91 +37,54 @@ class RunSummary(Callback):
         self.path: Path | None = None
         self._earlier_seconds = 0.0
         self._start: float | None = None
+        self._alone: Run | None = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
         self._start, self._start_step = time.monotonic(), trainer.global_step
-        # Asking for log_dir is a collective call, which only here all ranks make.
-        self._run_dir = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trajectory_callbacks(trainer):
+            self._alone = run_of(trainer, pl_module, [])
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the summary of a finished run."""
-        self._write(trainer, pl_module, "finished")
+        self._write(trainer, "finished")
 
+    @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Writes the summary of a run that was cut short."""
         interrupted = isinstance(exception, KeyboardInterrupt)
         status = "interrupted" if interrupted else f"{type(exception).__name__}: {exception}"
-        self._write(trainer, pl_module, status)
+        self._write(trainer, status)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the seconds so far."""
-        return {"seconds": self._seconds()}
+        return {"seconds": self._earlier_seconds + self._seconds()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
         self._earlier_seconds = state_dict["seconds"]
 
     def _seconds(self) -> float:
-        running = 0.0 if self._start is None else time.monotonic() - self._start
-        return self._earlier_seconds + running
+        """Seconds of this part of the run."""
+        return 0.0 if self._start is None else time.monotonic() - self._start
 
-    def _overhead(self, trainer: Trainer) -> dict[str, dict[str, float | None]]:
-        """What each callback cost, in this part of a resumed run."""
-        assert self._start is not None
-        callbacks = trajectory_callbacks(trainer)
-        training = time.monotonic() - self._start - sum(c.seconds for c in callbacks)
-        steps = max(1, trainer.global_step - self._start_step)
-        return {
-            c.name: {
-                "ms_per_step": round(c.seconds * 1e3 / steps, 3),
-                "share_of_step": round(c.seconds / training, 4),
-                **(
-                    {"matrices_per_step": c.matrices_per_step}
-                    if isinstance(c, WeightTrajectory)
-                    else {}
-                ),
-            }
-            for c in callbacks
-        }
-
-    def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
+    def _write(self, trainer: Trainer, status: str) -> None:
         if self._start is None or not trainer.is_global_zero:
             return
-        run_dir = self._run_dir
-        for callback in trajectory_callbacks(trainer):
-            callback.flush()
-        recorded = any(run_dir.glob("trajectory/*.arrow"))
-        seed = os.environ.get("PL_GLOBAL_SEED")
+        callbacks = trajectory_callbacks(trainer)
+        run = callbacks[0].run if callbacks else self._alone
+        assert run is not None
+        run.step = trainer.global_step
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
-        tables = trajectory.load(run_dir, ("condensation", "effective_rank")) if recorded else {}
-        summary = {
-            "status": status,
-            "gamma": pl_module.hparams.get("gamma"),
-            "seed": None if seed is None else int(seed),
-            "steps": trainer.global_step,
-            "seconds": round(self._seconds(), 2),
-            "metrics": metrics,
-            "overhead": self._overhead(trainer),
-            **(trajectory.extremes(tables) if recorded else {}),
-        }
-        if tables:
-            phases = phases_of_roles(tables)
-            summary["phases"] = _nested(phases)
-            write_phases(tensorboard_writer(trainer), phases, trainer.global_step)
-        draft = run_dir / "summary.json.tmp"
-        try:
-            draft.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(draft, run_dir / "summary.json")
-            self.path = run_dir / "summary.json"
-        except OSError as error:
-            rank_zero_warn(f"{run_dir}/summary.json cannot be written ({error})")
+        seconds = self._seconds()
+        bill = bill_of(run, seconds, run.step - self._start_step)
+        summary = summarize(run, status, self._earlier_seconds + seconds, bill, metrics)
+        self.path = write_summary(run, summary)
         self._compare(trainer, summary)
 
     @staticmethod
@@ -144,13 +102,3 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(compared, shown)
-
-
-def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Role to quantity to the steps of its phases."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for row in phases.to_dict("records"):
-        steps = {str(k): v for k, v in row.items() if k not in ("role", "quantity")}
-        finite = {k: v if math.isfinite(v) else None for k, v in steps.items()}
-        found.setdefault(row["role"], {})[row["quantity"]] = finite
-    return found

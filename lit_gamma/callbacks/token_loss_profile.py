@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
-from lit_gamma.callbacks.token_loss import TokenLossTrajectory
+from lit_gamma.recording.batches import BatchTrajectory, TokenLossOf, token_loss_of
+from lit_gamma.recording.described import CountedText
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
+from lit_gamma.trajectory.table import Quantity
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""
@@ -29,7 +32,7 @@ _MEANS = {f"mean_at_{context}": context for context in CONTEXTS}
 _FREQUENT = {f"mean_of_1_in_{n}": n for n in FREQUENCIES}
 
 
-class TokenLossProfile(TokenLossTrajectory):
+class TokenLossProfile(BatchTrajectory):
     """Records a histogram of the per-token training loss, and its mean by position and frequency.
 
     As :class:`TokenLoss` from the training forward itself. A token's context are the tokens that
@@ -58,48 +61,67 @@ class TokenLossProfile(TokenLossTrajectory):
     """
 
     default_schedule = Schedule(dense_until=10, per_decade=10)
-    meanings: ClassVar[Mapping[str, str]] = {
-        **{
-            name: f"mean loss of the tokens with {c // 2 + 1} .. {c if c < 2048 else '∞'} tokens "
-            "of context, nats"
+    quantities: ClassVar[Sequence[Quantity]] = (
+        *(
+            Quantity(
+                name,
+                f"mean loss of the tokens with {c // 2 + 1} .. {c if c < 2048 else '∞'} tokens "
+                "of context",
+                "nats",
+                chart="loss by context",
+            )
             for name, c in _MEANS.items()
-        },
-        **{
-            name: f"mean loss of the tokens that are less than 10 in {n}"
-            f"{f' and at least 1 in {n}' if n < FREQUENCIES[-1] else ''} of the training text, nats"
+        ),
+        *(
+            Quantity(
+                name,
+                f"mean loss of the tokens that are less than 10 in {n}"
+                f"{f' and at least 1 in {n}' if n < FREQUENCIES[-1] else ''} of the training text",
+                "nats",
+                chart="loss by frequency",
+            )
             for name, n in _FREQUENT.items()
-        },
-        **{
-            name: f"share of the tokens with a loss in [{low:g}, {high:g}) nats; 0..1"
+        ),
+        *(
+            Quantity(
+                name,
+                f"share of the tokens with a loss in [{low:g}, {high:g}) nats",
+                range="0..1",
+                chart="share of tokens by loss",
+            )
             for (name, low), high in zip(_SHARES.items(), (*EDGES[1:], math.inf), strict=True)
-        },
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "loss by context": list(_MEANS),
-        "loss by frequency": list(_FREQUENT),
-        "share of tokens by loss": list(_SHARES),
-    }
+        ),
+    )
 
-    _bins: Tensor | None = None  # Of each token of the vocabulary, the bin of its frequency.
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = None,
+        token_loss: TokenLossOf | None = None,
+    ) -> None:
+        super().__init__(schedule, overhead)
+        self.token_loss = token_loss
+        self._bin_of_token: Tensor | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks up how frequent the tokens are; see :class:`BatchTrajectory`."""
-        data: Any = getattr(trainer, "datamodule", None)
-        if data is not None and hasattr(data, "ngram_loss"):
-            nats = torch.from_numpy(data.ngram_loss(np.arange(data.vocab_size)[:, None])[:, 0])
+    @override
+    def start(self, run: Run) -> None:
+        if isinstance(run.data, CountedText):
+            ids = np.arange(run.data.vocab_size)[:, None]
+            nats = torch.from_numpy(run.data.ngram_loss(ids)[:, 0])
             bins = torch.bucketize(nats, torch.tensor(FREQUENCIES[:-1]).log())
-            self._bins = bins.where(~nats.isnan(), len(FREQUENCIES)).to(pl_module.device)
-        super().on_train_start(trainer, pl_module)
+            self._bin_of_token = bins.where(~nats.isnan(), len(FREQUENCIES)).to(run.device)
+        super().start(run)
 
-    def kept(self, loss: Tensor, batch: Any) -> Mapping[str, Tensor]:
-        """See :class:`TokenLossTrajectory`."""
+    @override
+    def kept(self, outputs: Any, batch: Any) -> Mapping[str, Tensor]:
+        loss = token_loss_of(outputs, batch, self.token_loss, "TokenLossProfile")
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if self._bins is None or labels is None or labels.shape != loss.shape:
+        if self._bin_of_token is None or labels is None or labels.shape != loss.shape:
             return {"token_loss": loss}
-        return {"token_loss": loss, "bins": self._bins[labels.clamp(min=0)]}
+        return {"token_loss": loss, "bins": self._bin_of_token[labels.clamp(min=0)]}
 
+    @override
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """See :class:`BatchTrajectory`."""
         sums = torch.stack([_sums(**output) for output in outputs]).sum(0)
         if dist.is_initialized():
             dist.all_reduce(sums)
@@ -129,7 +151,7 @@ def _by_context(summed: Tensor) -> Tensor:
     return torch.stack(bins, dim=1)
 
 
-def _by_frequency(summed: Tensor, bins: Tensor | None) -> Tensor:
+def _by_frequency(summed: Tensor, bins: Tensor | None = None) -> Tensor:
     sums = summed.new_zeros(2, len(FREQUENCIES) + 1)  # The last: of unknown frequency.
     if bins is not None:
         sums.index_add_(1, bins.flatten(), summed.flatten(1))

@@ -9,24 +9,26 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from lit_gamma import metrics
-from lit_gamma.recording.rows import Rows, add_over_ranks, in_own_slot, rows_of
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.rows import Rows, add_over_ranks, in_own_slot
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import side_stream
-from lit_gamma.recording.weights import WeightTrajectory, weight_groups
+from lit_gamma.trajectory.table import Index, Quantity
 
 BLOCK_SIZE = 8
 """Vectors that follow the leading singular directions of each matrix."""
 
 
-class WeightNorms(WeightTrajectory):
+class WeightNorms(TrajectoryCallback):
     """Records what is cheap to know of every weight matrix, from a few sums over its rows.
 
     The spectral norm comes from one step of a warm-started block power iteration, exact at the
-    first step, with its own certificate (see :mod:`lit_gamma.metrics.power_iteration`): the largest
+    first step, with its own certificate (:mod:`~lit_gamma.metrics.power_iteration`): the largest
     singular value lies between ``spectral_norm`` and ``spectral_norm + spectral_norm_error``. Under
     FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices.
 
@@ -53,59 +55,74 @@ class WeightNorms(WeightTrajectory):
         overhead: See :class:`TrajectoryCallback`.
     """
 
-    meanings: ClassVar[Mapping[str, str]] = {
-        "frobenius_norm": "Frobenius norm; >= 0",
-        "rms": "root mean square of the entries; >= 0; d_in^-gamma at initialization",
-        "max_row_norm": "norm of the largest neuron (row); >= 0",
-        "implied_gamma": "-ln(rms) / ln(d_in); gamma at initialization",
-        "mean_cosine": "mean cos between distinct rows; -1..1; null 0",
-        "update_ratio": "norm of the change since the recorded step before, over the norm then",
-        "spectral_norm": "largest singular value, estimated from below; >= 0",
-        "spectral_norm_error": "the largest singular value is at most spectral_norm + this",
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "implied γ": ["implied_gamma"],
-        "update ratio": ["update_ratio"],
-    }
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity("frobenius_norm", "Frobenius norm", range=">= 0"),
+        Quantity(
+            "rms",
+            "root mean square of the entries",
+            range=">= 0",
+            note="d_in^-gamma at initialization",
+        ),
+        Quantity("max_row_norm", "norm of the largest neuron (row)", range=">= 0"),
+        Quantity(
+            "implied_gamma",
+            "-ln(rms) / ln(d_in)",
+            note="gamma at initialization",
+            chart="implied γ",
+        ),
+        Quantity("mean_cosine", "mean cos between distinct rows", range="-1..1", note="null 0"),
+        Quantity(
+            "update_ratio",
+            "norm of the change since the recorded step before, over the norm then",
+            chart="update ratio",
+        ),
+        Quantity("spectral_norm", "largest singular value, estimated from below", range=">= 0"),
+        Quantity(
+            "spectral_norm_error", "the largest singular value is at most spectral_norm + this"
+        ),
+    )
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
-        super().__init__(schedule, overhead, matrices_per_step=0)
+        super().__init__(schedule, overhead)
         self._loaded: dict[int, Tensor] = {}
         self._blocks: dict[tuple[int, ...], Tensor] = {}
         self._previous: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the record; after a resume the checkpoint's weights are the ones before."""
-        known = self._loaded if trainer.global_step > 0 else {}
+    @override
+    def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
+        return self.run.weights.index()
+
+    @override
+    def start(self, run: Run) -> None:
+        known = self._loaded if run.step > 0 else {}
         if not known:
-            for group in weight_groups(trainer, pl_module):
+            for group in run.weights.groups(run.step):
                 blocks = metrics.leading_block(group.weight, BLOCK_SIZE)
                 known.update(zip(group.positions, blocks, strict=True))
         self._blocks, self._previous = {}, {}
-        for rows in rows_of(pl_module):
-            blocks = torch.stack([known[i] for i in rows.positions])
-            self._blocks[rows.positions] = blocks.to(pl_module.device)
-            if self._last_step == trainer.global_step > 0:
+        for rows in run.weights.rows():
+            stacked = torch.stack([known[i] for i in rows.positions])
+            self._blocks[rows.positions] = stacked.to(run.device)
+            if self._last_step == run.step > 0:  # The checkpoint's weights are the ones before.
                 self._sums(rows, rows.copy())
-        super().on_train_start(trainer, pl_module)
+        super().start(run)
 
-    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records all matrices of the current weights."""
-        groups = rows_of(pl_module)
+    @override
+    def take(self) -> None:
+        groups = self.run.weights.rows()
         copies = [rows.copy() for rows in groups]
         # Many small operations: a tenth cheaper than under no_grad alone.
-        with side_stream(pl_module.device), torch.inference_mode():
+        with side_stream(self.run.device), torch.inference_mode():
             sums = [self._sums(rows, copy) for rows, copy in zip(groups, copies, strict=True)]
             add_over_ranks(
                 [part for parts in sums for part in parts.values()],
                 [rows.ranks for rows, parts in zip(groups, sums, strict=True) for _ in parts],
             )
             for rows, parts in zip(groups, sums, strict=True):
-                measured = self._measured(rows, **parts)
-                self.record(trainer.global_step, measured, rows.positions)
+                self.record(self.run.step, self._measured(rows, **parts), rows.positions)
 
+    @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See :class:`TrajectoryCallback`: quantities from sums, and the small eigenproblems."""
         squares, change, before, present = measured["totals"].unbind(1)
         n_entries, log_d = measured["shape"].unbind(1)
         rms = (squares / n_entries).sqrt()
@@ -121,8 +138,8 @@ class WeightNorms(WeightTrajectory):
             "spectral_norm_error": bounds[1],
         }
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the record, and the blocks of the power iteration."""
         blocks = {
             position: block
             for positions, stacked in self._blocks.items()
@@ -130,8 +147,8 @@ class WeightNorms(WeightTrajectory):
         }
         return {**super().state_dict(), "blocks": blocks}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self._loaded = state_dict["blocks"]
 

@@ -24,6 +24,7 @@ from lit_gamma.cli.config_files import ConfigFile, condensed, import_workspace_c
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
+from lit_gamma.recording.summary import bill_in_words
 
 
 class DoctorTrainer(Trainer):
@@ -134,9 +135,7 @@ def _readable(summary: dict[str, Any]) -> str:
         *(f"  {name:<24} {value:.4g}" for name, value in summary["metrics"].items()),
     ]
     if bill := summary["overhead"]:
-        shares = {name: cost["share_of_step"] for name, cost in bill.items()}
-        parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        lines.append(f"  recording took {sum(shares.values()):.1%} on top of training: {parts}")
+        lines.append(f"  {bill_in_words(bill)}")
     condensation = summary.get("strongest_condensation", {})
     rank = summary.get("lowest_effective_rank", {})
     if condensation and rank:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning import LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
+from typing_extensions import override
 
 from lit_gamma.errors import InputError
-from lit_gamma.probing.forward import Forward, Seen, first_samples, plain_forward, undisturbed
+from lit_gamma.probing.forward import Forward, Seen, first_samples, plain_forward
 from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.current import MAX_LABELS
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.weights import MAX_LABELS
 from lit_gamma.trajectory.table import Index
 from lit_gamma.weights.parameters import layer_of
-
-
-@contextmanager
-def probing(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Lets a forward run in training's precision, undisturbed."""
-    with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
-        yield
 
 
 class ProbeTrajectory(TrajectoryCallback):
@@ -70,7 +64,7 @@ class ProbeTrajectory(TrajectoryCallback):
         self._waiting = False
         self._first: list[Seen] = []
 
-    def watch(self, pl_module: LightningModule) -> AbstractContextManager[list[Seen]]:
+    def watch(self, pl_module: Any) -> AbstractContextManager[list[Seen]]:
         """Opens what collects the quantities of a forward run inside.
 
         Args:
@@ -81,34 +75,34 @@ class ProbeTrajectory(TrajectoryCallback):
         """
         raise NotImplementedError
 
-    def nothing_seen(self, pl_module: LightningModule) -> str:
+    def nothing_seen(self, pl_module: Any) -> str:
         """The message for a module in which :meth:`watch` has found nothing."""
         raise NotImplementedError
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for the first batch."""
+    @override
+    def start(self, run: Run) -> None:
         self._waiting = True
-        if trainer.global_step == 0:
+        if run.step == 0:
             self.batch = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Takes the probe batch, opens the record or continues it, and measures W_t."""
+    @override
+    def before(self, batch: Any) -> None:
+        super().before(batch)
         if not self._waiting:
             return
         self._waiting = False
+        run = self.run
         kept = first_samples(batch, self.samples) if self.batch is None else self.batch
-        self.batch = move_data_to_device(kept, pl_module.device)
+        self.batch = move_data_to_device(kept, run.device)
         with torch.no_grad():
-            self._first = self._probe(trainer, pl_module)
+            self._first = self._probe()
         if not self._first:
-            raise InputError(f"{type(self).__name__} {self.nothing_seen(pl_module)}")
-        super().on_train_start(trainer, pl_module)
+            raise InputError(f"{type(self).__name__} {self.nothing_seen(run.module)}")
+        super().start(run)
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
-        """Runs the probe batch."""
-        seen = self._probe(trainer, pl_module)
+    @override
+    def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
+        seen = self._probe()
         quantities = seen[0].values.keys() - self.uniform.values()
         return {
             name: torch.cat([each.values[name].reshape(-1) for each in seen])
@@ -116,7 +110,8 @@ class ProbeTrajectory(TrajectoryCallback):
             if name in quantities
         }
 
-    def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
+    @override
+    def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
         """One row per layer, or per head of each; a layer called again counts as another."""
         calls: Counter[str] = Counter()
         rows: list[tuple[str, int | None, int | None]] = []
@@ -132,25 +127,29 @@ class ProbeTrajectory(TrajectoryCallback):
         few = len(rows) <= MAX_LABELS
         return index, [_label(*row) if few else _label(row[0], row[1], None) for row in rows]
 
-    def nulls(self, pl_module: LightningModule) -> Mapping[str, npt.NDArray[np.float64]]:
+    @override
+    def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
         """The reference values on the probe batch."""
+        if not self._first:
+            return {}
         return {
             name: torch.cat([each.values[reference] for each in self._first]).double().cpu().numpy()
             for name, reference in self.uniform.items()
         }
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the record, and the probe batch."""
         return {**super().state_dict(), "batch": move_data_to_device(self.batch, "cpu")}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.batch = state_dict["batch"]
 
-    def _probe(self, trainer: Trainer, pl_module: LightningModule) -> list[Seen]:
-        with probing(trainer, pl_module), self.watch(pl_module) as seen:
-            self.forward(pl_module, self.batch)
+    def _probe(self) -> list[Seen]:
+        module = self.run.module
+        with self.run.probing(), self.watch(module) as seen:
+            self.forward(module, self.batch)
         return seen
 
 

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
+from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.run import Run
+
+TokenLossOf = Callable[[Any, Any], Tensor]
+"""Makes the loss of every token from what ``training_step`` returned and the batch."""
+
+
+class MicroBatches:
+    """The batches that make one optimizer step.
+
+    Args:
+        step: Optimizer steps taken before them.
+
+    Attributes:
+        step: The same, of the batches being collected.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._kept: list[Any] = []
+
+    def add(self, kept: Any) -> None:
+        """Keeps what is to be measured of a batch."""
+        self._kept.append(kept)
+
+    def finished(self, step: int) -> tuple[int, list[Any]]:
+        """Hands over the batches of a step that has ended, and begins with the next.
+
+        Args:
+            step: Optimizer steps taken by now.
+
+        Returns:
+            The step that ended and what was kept of its batches; nothing while it goes on.
+        """
+        if step == self.step:
+            return step, []
+        ended, kept = self.step, self._kept
+        self.step, self._kept = step, []
+        return ended, kept
 
 
 class BatchTrajectory(TrajectoryCallback):
@@ -18,13 +57,15 @@ class BatchTrajectory(TrajectoryCallback):
     measured together. Subclasses implement :meth:`measure`.
     """
 
-    _step = 0
+    def kept(self, outputs: Any, batch: Any) -> Any:
+        """What :meth:`measure` needs of a batch; by default what ``training_step`` returned."""
+        return outputs
 
-    def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    def measure(self, outputs: Sequence[Any]) -> Mapping[str, Tensor]:
         """Measures the training batches of one optimizer step.
 
         Args:
-            outputs: What ``training_step`` returned for each micro-batch, detached.
+            outputs: What :meth:`kept` returned for each micro-batch, detached.
 
         Returns:
             For each quantity a scalar tensor, or what :meth:`settle` takes, without the first
@@ -32,27 +73,44 @@ class BatchTrajectory(TrajectoryCallback):
         """
         raise NotImplementedError
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the record, or continues it after a resume."""
-        self._step = trainer.global_step
-        self._outputs: list[Mapping[str, Tensor]] = []
-        super().on_train_start(trainer, pl_module)
+    @override
+    def start(self, run: Run) -> None:
+        self._batches = MicroBatches(run.step)
+        super().start(run)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Collects the batch; records once an optimizer step has used it."""
-        if self.due(self._step):
-            self._outputs.append(outputs)
-        if trainer.global_step > self._step:
-            if self._outputs and self._step > self._last_step:
-                with self.billed("record"):
-                    values = self.measure(self._outputs)
-                    self.record(self._step, {name: value[None] for name, value in values.items()})
-                    self._last_step = self._step
-            self._outputs, self._step = [], trainer.global_step
-        self.flush_if_due(trainer.global_step)
-        self.calibrate(trainer)
+    @override
+    def collect(self, outputs: Any, batch: Any) -> None:
+        if self.due(self._batches.step):
+            self._batches.add(self.kept(outputs, batch))
 
-    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There is no batch before the first step."""
+    @override
+    def measure_if_due(self) -> None:
+        step, outputs = self._batches.finished(self.run.step)
+        if outputs and step > self._last_step:
+            with self.budget.billed("record"):
+                values = self.measure(outputs)
+                self.record(step, {name: value[None] for name, value in values.items()})
+                self._last_step = step
+
+
+def token_loss_of(outputs: Any, batch: Any, given: TokenLossOf | None, name: str) -> Tensor:
+    """The loss of a batch's tokens, detached.
+
+    Args:
+        outputs: What ``training_step`` returned.
+        batch: The batch.
+        given: The user's function; by default the output's ``token_loss`` is taken.
+        name: The callback that asks.
+
+    Raises:
+        InputError: There is neither.
+    """
+    if given is not None:
+        return given(outputs, batch).detach()
+    if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
+        raise InputError(
+            f"{name} finds no token_loss in what training_step returns; return it beside loss, or "
+            f"give {name}(token_loss=function of outputs and batch)"
+        )
+    loss: Tensor = outputs["token_loss"]
+    return loss

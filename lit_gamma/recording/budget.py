@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from statistics import median
 
 import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gamma.errors import InputError
 from lit_gamma.recording.schedule import Schedule
@@ -91,14 +89,19 @@ class Plan:
     Args:
         calibration: The times of the first steps.
         jobs: What the callback does, and at which steps.
-        trainer: The trainer, which knows how long the run is.
+        total_steps: Optimizer steps of the whole run; infinite if that is not known.
+        overhead: What the callback may cost in all, as a share of training without it.
     """
 
     def __init__(
-        self, calibration: Calibration, jobs: Mapping[str, Schedule], trainer: Trainer
+        self,
+        calibration: Calibration,
+        jobs: Mapping[str, Schedule],
+        total_steps: float,
+        overhead: float,
     ) -> None:
-        total = trainer.estimated_stepping_batches
-        self.horizon = int(total) if math.isfinite(total) else _UNKNOWN_HORIZON
+        self.overhead = overhead
+        self.horizon = int(total_steps) if math.isfinite(total_steps) else _UNKNOWN_HORIZON
         self.calibration = calibration
         self.counts = {job: schedule.count(self.horizon) for job, schedule in jobs.items()}
         self.training = calibration.training * self.horizon
@@ -111,45 +114,45 @@ class Plan:
             for job, count in self.counts.items()
         }
 
-    def matrices_per_step(self, overhead: float, n_matrices: int) -> float:
+    def matrices_per_step(self, n_matrices: int) -> float:
         """How many matrices can take turns at each step that records not all of them.
 
         Args:
-            overhead: Share of training that the callback may cost in all.
             n_matrices: Number of matrices; the job ``record`` measures all of them.
 
         Returns:
             A power of two, at most ``n_matrices``; 0 where the other jobs leave nothing over.
         """
-        spare = (overhead - sum(self.shares.values())) * self.training
+        spare = (self.overhead - sum(self.shares.values())) * self.training
         turns = max(1, self.horizon + 1 - self.counts["record"])
         affordable = spare * n_matrices / (self.calibration.cost("record") * turns)
         # A power of two, so that it hardly depends on the noise of the calibration.
         return min(n_matrices, 2.0 ** math.floor(math.log2(affordable))) if affordable > 0 else 0
 
-    def warn_if_over(self, name: str, overhead: float) -> None:
-        """Warns once if the schedules alone cost more than the budget."""
+    def warning(self, name: str) -> str | None:
+        """What to say if the schedules alone cost more than the budget."""
         share = sum(self.shares.values())
-        if share > overhead:
-            dearest = max(self.shares, key=self.shares.__getitem__)
-            key = "schedule" if dearest == "record" else dearest
-            rank_zero_warn(
-                f"{name} will take about {share:.1%} on top of training, over its budget of "
-                f"{overhead:.1%}; most of it is '{dearest}' at {self.counts[dearest]} of "
-                f"{self.horizon + 1} steps. Set a sparser {key}, or raise its overhead to "
-                f"{math.ceil(share * 100) / 100}"
-            )
+        if share <= self.overhead:
+            return None
+        dearest = max(self.shares, key=self.shares.__getitem__)
+        key = "schedule" if dearest == "record" else dearest
+        return (
+            f"{name} will take about {share:.1%} on top of training, over its budget of "
+            f"{self.overhead:.1%}; most of it is '{dearest}' at {self.counts[dearest]} of "
+            f"{self.horizon + 1} steps. Set a sparser {key}, or raise its overhead to "
+            f"{math.ceil(share * 100) / 100}"
+        )
 
 
-class BudgetedCallback(Callback):
-    """A callback that keeps its own bill, and a budget if it has one.
+class Budget:
+    """The bill of a callback, and its limit if it has one.
 
     Args:
         overhead: What the callback may cost, as a share of the time of training without it; None
-            for no limit. If the first steps show that the run will cost more, there is one warning.
+            for no limit.
 
     Attributes:
-        seconds: Time spent in this callback while training, on the host; what several callbacks
+        seconds: Time spent in the callback while training, on the host; what several callbacks
             share is on the first one's bill.
     """
 
@@ -164,45 +167,40 @@ class BudgetedCallback(Callback):
         self._device = torch.device("cpu")
         self._calibration: Calibration | None = None
 
-    @property
-    def name(self) -> str:
-        """What the callback is called in messages."""
-        raise NotImplementedError
-
-    @property
-    def jobs(self) -> dict[str, Schedule]:
-        """What the callback does, and when; ``record`` is the main one."""
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Finishes what was put off."""
-        raise NotImplementedError
-
-    def start_bill(self, device: torch.device) -> None:
+    def start(self, device: torch.device) -> None:
         """Starts a new bill, at the start of training."""
         self.seconds = 0.0
         self._device = device
         self._calibration = None if self.overhead is None else Calibration()
 
-    def calibrate(self, trainer: Trainer) -> None:
-        """Times an optimizer step that just ended; after the last of them, keeps to the budget."""
-        calibration = self._calibration
-        if calibration is None or trainer.global_step == calibration.step:
-            return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        spent = sum(c.seconds for c in callbacks if isinstance(c, BudgetedCallback))
-        calibration.end_step(trainer.global_step, spent)
-        if calibration.warm or calibration.done:
-            with self.billed("write"):
-                self.flush()
-        if calibration.done and self.overhead is not None:
-            self._calibration = None
-            plan = Plan(calibration, self.jobs, trainer)
-            plan.warn_if_over(self.name, self.overhead)
-            self.apply(plan, trainer)
+    @property
+    def calibrating(self) -> bool:
+        """Whether steps are timed."""
+        return self._calibration is not None
 
-    def apply(self, plan: Plan, trainer: Trainer) -> None:
-        """Fixes what the budget decides about this callback; nothing by default."""
+    def end_step(self, step: int, recording: float) -> Calibration | None:
+        """Times an optimizer step that just ended, unless that is done already.
+
+        Args:
+            step: Optimizer steps taken.
+            recording: Seconds that all callbacks took so far.
+
+        Returns:
+            The times so far if what waits is to be written now, so that writing is timed too.
+        """
+        calibration = self._calibration
+        if calibration is None or step == calibration.step:
+            return None
+        calibration.end_step(step, recording)
+        return calibration if calibration.warm or calibration.done else None
+
+    def plan(self, jobs: Mapping[str, Schedule], total_steps: float) -> Plan:
+        """Ends the timing of steps; see :class:`Plan`."""
+        assert self._calibration is not None
+        assert self.overhead is not None
+        plan = Plan(self._calibration, jobs, total_steps, self.overhead)
+        self._calibration = None
+        return plan
 
     @contextmanager
     def billed(self, job: str) -> Iterator[None]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,43 +10,38 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
-from lit_gamma.recording.budget import BudgetedCallback
+from lit_gamma.recording.budget import Budget, Plan
+from lit_gamma.recording.lightning_run import run_of
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import side_stream
-from lit_gamma.trajectory.arrow import read_batches
-from lit_gamma.trajectory.recorder import Recorder
-from lit_gamma.trajectory.table import Index
+from lit_gamma.trajectory.layouts import Rows
+from lit_gamma.trajectory.recorder import Recorder, earlier_record
+from lit_gamma.trajectory.table import Index, Quantity, Table
 from lit_gamma.trajectory.tensorboard import write_layout
 
 PICTURES = Schedule(per_decade=4)
 """The steps at which callbacks that draw do so by default."""
 
-FLUSH_STEPS = 100
-"""Optimizer steps that recorded values wait to be written, at most."""
 
-FLUSH_SECONDS = 10.0
-"""Seconds that they wait, at most, and until the end of the step."""
-
-FLUSH_BYTES = 2**26
-"""Most bytes that wait, 64 MiB."""
-
-
-class TrajectoryCallback(BudgetedCallback):
+class TrajectoryCallback(Callback):
     """Records named quantities at the steps of a schedule.
 
-    The x-axis is the number of optimizer steps taken, ``trainer.global_step``: what is recorded at
-    step t belongs to the weights W_t. Gradient accumulation therefore records once per optimizer
-    step. All ranks measure, rank 0 writes. A record goes on across a resume without gaps or
-    duplicates.
+    The x-axis is the number of optimizer steps taken: what is recorded at step t belongs to the
+    weights W_t. Gradient accumulation therefore records once per optimizer step. All ranks measure,
+    rank 0 writes. A record goes on across a resume without gaps or duplicates.
 
     Subclasses implement :meth:`observe`; for quantities of weight matrices or of training batches,
     see :class:`WeightTrajectory` and :class:`BatchTrajectory`.
+
+    Whoever trains calls :meth:`start`, then for every batch :meth:`before` and :meth:`collect`,
+    after it :meth:`advance`, and :meth:`finish`: Lightning's hooks below, ``lit_gamma.record`` and
+    ``lit_gamma.hf`` do.
 
     Args:
         schedule: The steps to record; every step by default.
@@ -57,20 +50,21 @@ class TrajectoryCallback(BudgetedCallback):
         pictures: The steps to draw, see :meth:`draw`; none by default.
 
     Attributes:
-        meanings: What each quantity is, with range and unit; stored in the file's schema.
+        quantities: What is recorded, and what is worth knowing of it.
         default_schedule: The schedule if none is given.
         default_pictures: The same for ``pictures``.
-        layout: How the table is written: a row per step and item, or see :class:`VectorRecorder`.
-        charts: Grouped charts in TensorBoard: title, and the quantities shown as lines. If there
-            are any, TensorBoard gets only these quantities; the file always has all.
+        layout: How the table lies in its file.
+        reference: What the nulls are the expected values for, in words.
+        run: The training that is recorded, from its start on.
     """
 
     # As default values of arguments these would lend their `every` to {per_decade: 5} in a config.
     default_schedule: ClassVar[Schedule] = Schedule(every=1)
     default_pictures: ClassVar[Schedule | None] = None
-    meanings: ClassVar[Mapping[str, str]] = {}
-    layout: ClassVar[type[Recorder]] = Recorder
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {}
+    quantities: ClassVar[Sequence[Quantity]] = ()
+    layout: ClassVar[type[Rows]] = Rows
+    reference: ClassVar[str] = Table.reference
+    run: Run
 
     def __init__(
         self,
@@ -78,9 +72,9 @@ class TrajectoryCallback(BudgetedCallback):
         overhead: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(overhead)
         self.schedule = schedule or self.default_schedule
         self.pictures = pictures or self.default_pictures
+        self.budget = Budget(overhead)
         self.recorder: Recorder | None = None
         self._path: Path | None = None
         self._last_step = -1
@@ -92,44 +86,30 @@ class TrajectoryCallback(BudgetedCallback):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
-    def state_key(self) -> str:
-        """Key of this callback's state in a checkpoint."""
-        return f"lit_gamma.{self.name}"
+    def seconds(self) -> float:
+        """Time spent in this callback while training, on the host."""
+        return self.budget.seconds
 
-    @property
-    def jobs(self) -> dict[str, Schedule]:
-        """See :class:`BudgetedCallback`."""
-        drawing = {} if self.pictures is None else {"pictures": self.pictures}
-        return {"record": self.schedule, **drawing}
+    # What a subclass says ---------------------------------------------------------------------
 
-    def due(self, step: int) -> bool:
-        """Whether something is recorded at a step."""
-        return self.schedule.due(step)
-
-    def draws(self, step: int) -> bool:
-        """Whether a picture of a step is to be drawn, and is not drawn yet."""
-        return self.pictures is not None and step > self._last_drawn and self.pictures.due(step)
-
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+    def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module, with the weights W_t of t = ``trainer.global_step``.
+            trainer: Lightning's Trainer, or what else trains; None in a loop of one's own.
+            pl_module: The module, with the weights W_t of t = ``self.run.step``.
 
         Returns:
             For each quantity a tensor of shape (n_items,) on any device; always the same names.
         """
         raise NotImplementedError
 
-    def draw(
-        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
-    ) -> None:
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the current weights, at the steps of ``pictures``.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module, with the weights W_t of t = ``trainer.global_step``.
+            trainer: Lightning's Trainer, or what else trains; None in a loop of one's own.
+            pl_module: The module, with the weights W_t of t = ``self.run.step``.
             writer: TensorBoard's; None without a TensorBoardLogger and off rank 0.
         """
         raise NotImplementedError
@@ -147,7 +127,7 @@ class TrajectoryCallback(BudgetedCallback):
         """
         return measured
 
-    def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
+    def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
         """Names what the rows of one step are about.
 
         Args:
@@ -159,7 +139,7 @@ class TrajectoryCallback(BudgetedCallback):
         """
         return {}, []
 
-    def nulls(self, pl_module: LightningModule) -> Mapping[str, npt.NDArray[np.float64]]:
+    def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
         """Expected values for random matrices: quantity to array of shape (n_items,)."""
         return {}
 
@@ -167,9 +147,17 @@ class TrajectoryCallback(BudgetedCallback):
         """What the file's schema is to say besides callback, seed and hyper-parameters."""
         return {}
 
-    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def due(self, step: int) -> bool:
+        """Whether something is recorded at a step."""
+        return self.schedule.due(step)
+
+    def draws(self, step: int) -> bool:
+        """Whether a picture of a step is to be drawn, and is not drawn yet."""
+        return self.pictures is not None and step > self._last_drawn and self.pictures.due(step)
+
+    def take(self) -> None:
         """Records the current weights."""
-        self.record(trainer.global_step, self.observe(trainer, pl_module))
+        self.record(self.run.step, self.observe(self.run.trainer, self.run.module))
 
     def record(
         self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
@@ -184,128 +172,172 @@ class TrajectoryCallback(BudgetedCallback):
         if self.recorder is not None:
             self.recorder.append(step, values, items)
 
+    def apply(self, plan: Plan) -> None:
+        """Fixes what the budget decides about this callback; nothing by default."""
+
+    # What whoever trains tells ----------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        """Opens the record, or continues it after a resume, and takes W_t.
+
+        Args:
+            run: The training, at the step from which it starts.
+        """
+        self.budget.start(run.device)
+        if run.step == 0:
+            self._last_step = self._last_drawn = -1
+        earlier, self._path = (
+            self._path,
+            run.folder.absolute() / "trajectory" / f"{self.name}.arrow",
+        )
+        if run.writes:
+            kept = earlier_record(earlier, self._last_step)
+            table = self.table()
+            self.recorder = Recorder(self._path, table, self.layout, run.writer, kept, self.settle)
+            if run.writer is not None and run.callbacks[0] is self:
+                # TensorBoard keeps one layout per run.
+                write_layout(run.writer, [callback.table() for callback in run.callbacks])
+        self.measure_if_due()
+
+    def before(self, batch: Any) -> None:
+        """A batch is about to be trained on: frees what the last step's callbacks shared."""
+        self.run.weights.release()
+
+    def collect(self, outputs: Any, batch: Any) -> None:
+        """A batch was run, a micro-batch under gradient accumulation.
+
+        Args:
+            outputs: What ``training_step`` returned.
+            batch: The batch.
+        """
+
+    def advance(self) -> None:
+        """The run may have come to a new step: records W_t, writes what has waited long enough."""
+        self.measure_if_due()
+        if self.recorder is not None and self.recorder.ripe(self.run.step):
+            self.write()
+        if self.budget.calibrating:
+            self._calibrate()
+
+    def write(self) -> None:
+        """Writes what is pending, on the bill."""
+        with self.budget.billed("write"):
+            self.flush()
+
     def flush(self) -> None:
         """Writes what is pending: the one place that waits for the device."""
         if self.recorder is not None:
-            with side_stream(self._device):
+            with side_stream(self.run.device):
                 self.recorder.flush()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the record, or continues it after a resume, and takes W_0."""
-        self.start_bill(pl_module.device)
-        log_dir = trainer.log_dir or trainer.default_root_dir
-        if trainer.global_step == 0:
-            self._last_step = self._last_drawn = -1
-        kept = self._earlier_rows()
-        self._path = Path(log_dir, "trajectory", f"{self.name}.arrow").absolute()
-        if trainer.is_global_zero:
-            self.recorder = self._open(trainer, pl_module, kept)
-            callbacks = trajectory_callbacks(trainer)
-            if callbacks[0] is self:  # TensorBoard keeps one layout per run.
-                write_layout(tensorboard_writer(trainer), callbacks, pl_module)
-        self.take_if_due(trainer, pl_module)
+    def finish(self, completed: bool = True) -> None:
+        """Writes what is pending and ends the file.
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Records W_t if an optimizer step has just made it."""
-        self.take_if_due(trainer, pl_module)
-        self.flush_if_due(trainer.global_step)
-        self.calibrate(trainer)
-
-    def take_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records and draws the current weights, unless that is done already or not due."""
-        step = trainer.global_step
-        if step > self._last_step and self.due(step):
-            with self.billed("record"), torch.no_grad():
-                self.take(trainer, pl_module)
-            self._last_step = step
-        if self.draws(step):
-            with self.billed("pictures"), torch.no_grad():
-                self.draw(trainer, pl_module, tensorboard_writer(trainer))
-            self._last_drawn = step
-
-    def flush_if_due(self, step: int) -> None:
-        """Writes what has waited long enough, or takes too much memory."""
-        if self.recorder is None or self.recorder.oldest is None:
-            return
-        first_step, since = self.recorder.oldest
-        if (
-            step - first_step >= FLUSH_STEPS
-            or time.time() - since >= FLUSH_SECONDS
-            or self.recorder.n_bytes >= FLUSH_BYTES
-        ):
-            with self.billed("write"):
-                self.flush()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is pending."""
-        with self.billed("write"):
-            self.flush()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is pending and ends the file."""
+        Args:
+            completed: Whether training came to its end; it was cut short otherwise.
+        """
         if self.recorder is not None:
             self.flush()
             self.recorder.close()
             self.recorder = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Loses nothing when training is interrupted."""
-        self.on_train_end(trainer, pl_module)
-
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: where the record is and how far it goes; writes what is pending."""
+        """Where the record is and how far it goes, for a checkpoint; writes what is pending."""
         self.flush()
         steps = {"last_step": self._last_step, "last_drawn": self._last_drawn}
         return {"path": str(self._path), **steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
+        """Takes what :meth:`state_dict` returned, before :meth:`start`."""
         self._path = Path(state_dict["path"])
         self._last_step, self._last_drawn = state_dict["last_step"], state_dict["last_drawn"]
 
-    def _open(self, trainer: Trainer, pl_module: LightningModule, kept: list[Any]) -> Recorder:
-        assert self._path is not None
-        index, labels = self.items(pl_module)
+    def measure_if_due(self) -> None:
+        """Records and draws the current weights, unless that is done already or not due."""
+        run, step = self.run, self.run.step
+        if step > self._last_step and self.due(step):
+            with self.budget.billed("record"), torch.no_grad():
+                self.take()
+            self._last_step = step
+        if self.draws(step):
+            with self.budget.billed("pictures"), torch.no_grad():
+                self.draw(run.trainer, run.module, run.writer)
+            self._last_drawn = step
+
+    def table(self) -> Table:
+        """What is recorded of this run."""
+        module = self.run.module
+        index, labels = self.items(module)
         metadata = {
             "callback": type(self).__qualname__,
-            "seed": os.environ.get("PL_GLOBAL_SEED"),
-            "hyperparameters": {
-                k: v for k, v in pl_module.hparams.items() if not k.startswith("_")
-            },
+            "seed": None if self.run.seed is None else str(self.run.seed),
+            "hyperparameters": self.run.hyperparameters,
             **self.about(),
         }
-        return self.layout(
-            self._path, index, labels, self.nulls(pl_module), self.meanings, metadata,
-            tensorboard_writer(trainer), kept, self.settle,
-            {quantity for quantities in self.charts.values() for quantity in quantities},
-        )  # fmt: skip
+        return Table(
+            self.name, index, labels, self.quantities, self.nulls(module), self.reference, metadata
+        )
 
-    def _earlier_rows(self) -> list[Any]:
-        """Rows up to the checkpoint that training goes on from."""
-        if self._last_step < 0 or self._path is None:
-            return []
-        if not self._path.is_file():
-            rank_zero_warn(
-                f"{self.name}: the record up to step {self._last_step} is no longer at "
-                f"{self._path}; the new record starts after it"
-            )
-            return []
-        return read_batches(self._path, self._last_step)
+    @property
+    def _jobs(self) -> dict[str, Schedule]:
+        drawing = {} if self.pictures is None else {"pictures": self.pictures}
+        return {"record": self.schedule, **drawing}
+
+    def _calibrate(self) -> None:
+        """Times the step that just ended; after the last of them, keeps to the budget."""
+        times = self.budget.end_step(self.run.step, self.run.recording_seconds)
+        if times is None:
+            return
+        self.write()
+        if times.done:
+            plan = self.budget.plan(self._jobs, self.run.total_steps)
+            if warning := plan.warning(self.name):
+                self.run.warn(warning)
+            self.apply(plan)
+
+    # Lightning's hooks ------------------------------------------------------------------------
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"lit_gamma.{self.name}"
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        callbacks = trajectory_callbacks(trainer)
+        if callbacks[0] is self:
+            run_of(trainer, pl_module, callbacks)
+        self.start(self.run)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.before(batch)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.run.step = trainer.global_step
+        self.collect(outputs, batch)
+        self.advance()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.finish()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.finish(completed=False)
 
 
 def trajectory_callbacks(trainer: Trainer) -> list[TrajectoryCallback]:
     """The trainer's trajectory callbacks, in its order."""
     return [c for c in trainer.callbacks if isinstance(c, TrajectoryCallback)]  # type: ignore[attr-defined]
-
-
-def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
-    """The run's TensorBoard writer; None without a TensorBoardLogger or off rank 0."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            writer: SummaryWriter = logger.experiment
-            return writer
-    return None

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from lit_gamma.recording.current import current_matrices, stay_current
 from lit_gamma.recording.side_stream import lend
 from lit_gamma.weights.neurons import NeuronMatrix
 
@@ -70,36 +66,18 @@ class Rows:
         )
 
 
-_ROWS: WeakKeyDictionary[LightningModule, tuple[list[NeuronMatrix], list[Rows]]] = (
-    WeakKeyDictionary()
-)
-
-
-def rows_of(pl_module: LightningModule) -> list[Rows]:
-    """Finds the rows of all weight matrices that this rank holds.
+def grouped_rows(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
+    """Yields the rows of weight matrices that this rank holds.
 
     Of parameters sharded by rows (FSDP2, also unevenly) these are the rank's own rows; any other
     kind of sharding is gathered, one matrix at a time.
 
     Args:
-        pl_module: The module with the weights.
+        matrices: The matrices.
 
-    Returns:
+    Yields:
         One :class:`Rows` per d_in, device and set of ranks, the same ones on every rank.
     """
-    matrices, rows = _ROWS.get(pl_module, ([], []))
-    if not matrices or current_matrices(pl_module) is not matrices:
-        for module in pl_module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # An evaluation leaves the outermost weights gathered.
-        matrices = current_matrices(pl_module)
-        rows = list(_grouped(matrices))
-        if stay_current(pl_module, matrices):
-            _ROWS[pl_module] = matrices, rows
-    return rows
-
-
-def _grouped(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
     alike: dict[tuple[int, torch.device, ProcessGroup | None], list[tuple[int, int, Tensor]]] = {}
     for i, matrix in enumerate(matrices):
         held, ranks = _held(matrix.weight)

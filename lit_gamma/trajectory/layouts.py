@@ -1,53 +1,106 @@
-"""A table with one row per step: the values of all its items as a vector in half precision."""
+"""How a table lies in its file: what is written, and the same read back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lit_gamma.trajectory.arrow import ArrowStream
-from lit_gamma.trajectory.recorder import Recorder
+from lit_gamma.trajectory.table import Table
+
+Columns = Mapping[str, npt.NDArray[np.floating]]
 
 
-class VectorRecorder(Recorder):
-    """A :class:`Recorder` for many items that are all measured at every step.
+class Measured(NamedTuple):
+    """Values with the step and the item that each belongs to.
 
-    Each quantity is a column of lists, ``fixed_size_list<float16>``, in the order of the items;
-    what the items are is not repeated in each row. TensorBoard shows the mean of each label.
+    Attributes:
+        steps: int64, shape (n,).
+        items: Positions of the items in the table's index, int64, shape (n,).
+        values: Column to array of shape (n,).
     """
 
-    def _write_rows(
-        self, steps: npt.NDArray[np.int64], items: npt.NDArray[np.int64], values: dict[str, Any]
-    ) -> None:
-        columns: dict[str, Any] = {"step": steps[:: self._n_items]}
-        for name, value in values.items():
-            halves = pa.array(value.astype(np.float16))
-            columns[name] = pa.FixedSizeListArray.from_arrays(halves, self._n_items)
-        if self._table is None:
-            self._table = ArrowStream(self.path, self._schema(list(values)))
-        self._table.append(columns)
-
-    def _schema(self, quantities: Sequence[str]) -> pa.Schema:
-        schema = super()._schema(quantities)
-        lists = pa.list_(pa.float16(), self._n_items)
-        fields = [schema.field("step"), *(schema.field(q).with_type(lists) for q in quantities)]
-        return pa.schema(fields, metadata=schema.metadata)
-
-    def _show_again(self, kept: Sequence[pa.RecordBatch]) -> None:
-        super()._show_again([self._unrolled(batch) for batch in kept])
-
-    def _unrolled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with a row per step and item, as :class:`Recorder` writes it."""
-        columns = {"step": np.repeat(batch["step"].to_numpy(), self._n_items)}
-        columns |= {name: _tiled(items, batch.num_rows) for name, items in self._index.items()}
-        lists = {n: batch[n] for n in batch.schema.names if n != "step"}
-        columns |= {name: column.flatten() for name, column in lists.items()}
-        return pa.record_batch(columns)
+    steps: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+    values: Columns
 
 
-def _tiled(items: pa.Array, times: int) -> pa.Array:
-    return pa.concat_arrays([items] * times)
+class Rows:
+    """One row per step and item, with the item's index columns; values are float32.
+
+    Args:
+        table: The table.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._index = {name: pa.array(items) for name, items in table.index.items()}
+
+    def schema(self, columns: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
+        """The file's schema; each field says what it means."""
+        fields = [pa.field("step", pa.int64(), metadata={"meaning": "optimizer steps taken"})]
+        fields += [pa.field(name, column.type) for name, column in self._index.items()]
+        fields += [self._field(name, pa.float32()) for name in columns]
+        return pa.schema(fields, metadata=metadata)
+
+    def written(self, measured: Measured) -> dict[str, pa.Array]:
+        """The columns of a batch of the file."""
+        columns = {"step": pa.array(measured.steps)}
+        columns |= {name: column.take(measured.items) for name, column in self._index.items()}
+        return columns | {n: pa.array(v.astype(np.float32)) for n, v in measured.values.items()}
+
+    def read(self, batch: pa.RecordBatch) -> Measured:
+        """What :meth:`written` made a batch of."""
+        keys = zip(*(column.to_pylist() for column in self._index.values()), strict=True)
+        position = {key: i for i, key in enumerate(keys)}
+        rows = zip(*(batch[name].to_pylist() for name in self._index), strict=True)
+        items = [position[key] for key in rows] if self._index else [0] * batch.num_rows
+        names = [n for n in batch.schema.names if n != "step" and n not in self._index]
+        values = {name: batch[name].to_numpy() for name in names}
+        return Measured(batch["step"].to_numpy(), np.array(items), values)
+
+    def _field(self, name: str, kind: pa.DataType) -> pa.Field:
+        return pa.field(name, kind, metadata={"meaning": self._table.meaning(name)})
+
+
+class Vectors(Rows):
+    """One row per step, for many items that are all measured at every step.
+
+    Each quantity is a column of lists, ``fixed_size_list<float16>``, in the order of the items;
+    what the items are is not repeated in each row.
+    """
+
+    def schema(self, columns: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
+        """The file's schema; each field says what it means."""
+        steps = super().schema((), metadata).field("step")
+        lists = pa.list_(pa.float16(), self._table.n_items)
+        fields = [steps, *(self._field(name, lists) for name in columns)]
+        return pa.schema(fields, metadata=metadata)
+
+    def written(self, measured: Measured) -> dict[str, pa.Array]:
+        """The columns of a batch of the file."""
+        n = self._table.n_items
+        columns = {"step": pa.array(measured.steps[::n])}
+        for name, values in measured.values.items():
+            halves = pa.array(values.astype(np.float16))
+            columns[name] = pa.FixedSizeListArray.from_arrays(halves, n)
+        return columns
+
+    def read(self, batch: pa.RecordBatch) -> Measured:
+        """What :meth:`written` made a batch of."""
+        n = self._table.n_items
+        names = [name for name in batch.schema.names if name != "step"]
+        return Measured(
+            np.repeat(batch["step"].to_numpy(), n),
+            np.tile(np.arange(n), batch.num_rows),
+            {name: vectors(batch[name]).ravel() for name in names},
+        )
+
+
+def vectors(column: pa.FixedSizeListArray) -> npt.NDArray[np.float16]:
+    """A column of lists as one array, (n_steps, n_items)."""
+    values: npt.NDArray[np.float16] = column.flatten().to_numpy()
+    return values.reshape(len(column), -1)

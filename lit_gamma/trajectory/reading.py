@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import read_batches
+from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
 
 
@@ -69,8 +70,7 @@ def probe(run_dir: str | Path) -> tuple[pd.Series, npt.NDArray[np.float16], pd.D
     words = {f.name: "category" for f in described.schema if f.type == pa.string()}
     tokens: pd.DataFrame = described.to_pandas().astype(words)
     tokens.attrs.update(json.loads(losses.schema.metadata[b"lit_gamma"]))
-    matrix = losses["loss"].combine_chunks().flatten().to_numpy()
-    return losses["step"].to_pandas(), matrix.reshape(losses.num_rows, -1), tokens
+    return losses["step"].to_pandas(), vectors(losses["loss"].combine_chunks()), tokens
 
 
 def tokens(run_dir: str | Path) -> pd.DataFrame:

@@ -1,15 +1,15 @@
 """Where recorded values go: an Arrow stream per table, and TensorBoard.
 
-A table has one row per (step, item) and one column per quantity. Its file is an Arrow IPC stream,
-``datasets.Dataset.from_file(path).to_pandas()``; every batch is written whole, so a killed process
-leaves a readable file.
+A table's file is an Arrow IPC stream, ``datasets.Dataset.from_file(path).to_pandas()``; every batch
+is written whole, so a killed process leaves a readable file.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,65 +19,58 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_gamma.trajectory.arrow import ArrowStream
-from lit_gamma.trajectory.table import Index
+from lit_gamma.trajectory.arrow import ArrowStream, read_batches
+from lit_gamma.trajectory.layouts import Measured, Rows
+from lit_gamma.trajectory.table import Table
 from lit_gamma.trajectory.tensorboard import Scalars
+
+FLUSH_STEPS = 100
+"""Optimizer steps that recorded values wait to be written, at most."""
+
+FLUSH_SECONDS = 10.0
+"""Seconds that they wait, at most, and until the end of the step."""
+
+FLUSH_BYTES = 2**26
+"""Most bytes that wait, 64 MiB."""
+
+Settle = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Turns what was appended into quantities, where waiting for the device is allowed."""
 
 
 class Recorder:
     """Collects the values of one table and writes them in batches.
 
-    Values stay on their device until :meth:`flush`, which moves all of them at once. TensorBoard
-    gets one summary for every step up to 100, and then for each that is 1 % later, some 1,000 of a
-    million steps: it draws no more points of a tag. Items that share a label are averaged there,
-    each with its newest value.
+    Values stay on their device until :meth:`flush`, which moves all of them at once.
 
     Args:
         path: The table's file, ``<run_dir>/trajectory/<name>.arrow``.
-        index: Columns that say which item a row is about, each with one value per item.
-        labels: Name of each item in TensorBoard; empty for a table with a single, nameless item.
-        nulls: Expected value of a quantity for a random matrix, one per item. Such a quantity gets
-            a second column, ``<quantity>_over_null``, which is what TensorBoard shows.
-        meanings: What a quantity is, for the schema.
-        metadata: What the run is, for the schema.
+        table: What is recorded.
+        layout: How the table lies in the file.
         writer: TensorBoard's writer, if there is one.
         kept: Batches of an earlier record to continue.
-        settle: Turns what was appended into quantities, at the flush.
-        charted: The quantities that TensorBoard gets, whose files take 8 µs of Python per value;
-            all by default.
-
-    Attributes:
-        n_bytes: Size of the values that wait to be written.
+        settle: See :data:`Settle`.
     """
 
     def __init__(
         self,
         path: Path,
-        index: Index,
-        labels: Sequence[str] = (),
-        nulls: Mapping[str, npt.NDArray[np.float64]] = {},
-        meanings: Mapping[str, str] = {},
-        metadata: Mapping[str, Any] = {},
+        table: Table,
+        layout: type[Rows] = Rows,
         writer: SummaryWriter | None = None,
         kept: Sequence[pa.RecordBatch] = (),
-        settle: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda values: values,
-        charted: Collection[str] = (),
+        settle: Settle = lambda values: values,
     ) -> None:
         self.path = path
-        self._index = {name: pa.array(items) for name, items in index.items()}
-        self._n_items = len(next(iter(index.values()))) if index else 1
-        self._nulls = nulls
-        self._meanings = meanings
-        self._metadata = metadata
-        self._shown = None if writer is None else Scalars(writer, path.stem, labels, charted)
+        self.table = table
+        self._layout = layout(table)
         self._settle = settle
+        self._shown = None if writer is None else Scalars(writer, table)
         self._pending: list[_Pending] = []
-        self.n_bytes = 0
-        self._table: ArrowStream | None = None
+        self._n_bytes = 0
+        self._stream: ArrowStream | None = None
         self._warned = False
         if kept:
             self._continue(kept)
@@ -93,20 +86,51 @@ class Recorder:
                 what ``settle`` turns into that.
             items: Positions of the items measured; all by default.
         """
-        positions = np.arange(self._n_items) if items is None else np.asarray(items)
+        positions = np.arange(self.table.n_items) if items is None else np.asarray(items)
         detached = {name: value.detach() for name, value in values.items()}
         self._pending.append(_Pending(step, time.time(), positions, detached))
-        self.n_bytes += sum(value.nbytes for value in detached.values())
+        self._n_bytes += sum(value.nbytes for value in detached.values())
 
-    @property
-    def oldest(self) -> tuple[int, float] | None:
-        """Step and time (``time.time()``) of the oldest values that wait to be written."""
-        return (self._pending[0].step, self._pending[0].walltime) if self._pending else None
+    def ripe(self, step: int) -> bool:
+        """Whether something has waited long enough, or takes too much memory, at a step."""
+        if not self._pending:
+            return False
+        oldest = self._pending[0]
+        return (
+            step - oldest.step >= FLUSH_STEPS
+            or time.time() - oldest.walltime >= FLUSH_SECONDS
+            or self._n_bytes >= FLUSH_BYTES
+        )
 
     def flush(self) -> None:
         """Writes what is pending: one transfer from the device, one batch."""
         if not self._pending:
             return
+        measured = self._measured()
+        walltimes = {pending.step: pending.walltime for pending in self._pending}
+        self._pending.clear()
+        self._n_bytes = 0
+        over_null = {
+            f"{name}_over_null": measured.values[name] / null[measured.items]
+            for name, null in self.table.nulls.items()
+            if name in measured.values
+        }
+        measured = measured._replace(values={**measured.values, **over_null})
+        try:
+            self._write(measured)
+        except OSError as error:
+            self._warn_of_hole(measured.steps, error)
+        if self._shown is not None:
+            self._shown.write(measured, walltimes)
+
+    def close(self) -> None:
+        """Flushes and ends the file."""
+        self.flush()
+        if self._stream is not None:
+            self._stream.close()
+
+    def _measured(self) -> Measured:
+        """What is pending, settled, on the host, sorted by step and item."""
         alike = [list(group) for _, group in groupby(self._pending, key=_Pending.shapes)]
         settled = [self._settle(_joined(group)) for group in alike]
         quantities = list(settled[0])
@@ -114,81 +138,58 @@ class Recorder:
         block = torch.cat(stacked).cpu().numpy()
         items = np.concatenate([pending.items for pending in self._pending])
         steps = np.concatenate([np.full(len(p.items), p.step) for p in self._pending])
-        walltimes = {pending.step: pending.walltime for pending in self._pending}
         order = np.lexsort((items, steps))
-        steps, items, block = steps[order], items[order], block[order]
+        block = block[order]
         values = {name: block[:, i] for i, name in enumerate(quantities)}
-        over_null = {
-            f"{name}_over_null": value / self._nulls[name][items]
-            for name, value in values.items()
-            if name in self._nulls
-        }
-        try:
-            self._write_rows(steps, items, {**values, **over_null})
-        except OSError as error:
-            self._warn_of_hole(steps, error)
-        self._pending.clear()
-        self.n_bytes = 0
-        if self._shown is not None:
-            plain = {name: value for name, value in values.items() if name not in self._nulls}
-            self._shown.write(steps, items, walltimes, {**over_null, **plain})
+        return Measured(steps[order], items[order], values)
 
-    def close(self) -> None:
-        """Flushes and ends the file."""
-        self.flush()
-        if self._table is not None:
-            self._table.close()
-
-    def _write_rows(
-        self, steps: npt.NDArray[np.int64], items: npt.NDArray[np.int64], values: dict[str, Any]
-    ) -> None:
-        columns: dict[str, Any] = {"step": steps}
-        columns |= {name: column.take(pa.array(items)) for name, column in self._index.items()}
-        columns |= {name: value.astype(np.float32) for name, value in values.items()}
-        if self._table is None:
-            self._table = ArrowStream(self.path, self._schema(list(values)))
-        self._table.append(columns)
+    def _write(self, measured: Measured) -> None:
+        if self._stream is None:
+            metadata = {"lit_gamma": json.dumps(self.table.metadata, default=str)}
+            schema = self._layout.schema(list(measured.values), metadata)
+            self._stream = ArrowStream(self.path, schema)
+        self._stream.append(self._layout.written(measured))
 
     def _warn_of_hole(self, steps: npt.NDArray[np.int64], error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            rank_zero_warn(
+            warnings.warn(
                 f"{self.path} cannot be written ({error}); training goes on, but its record has no "
-                f"steps {steps[0]} to {steps[-1]}, and no later ones until there is room again"
+                f"steps {steps[0]} to {steps[-1]}, and no later ones until there is room again",
+                stacklevel=2,
             )
 
-    def _schema(self, quantities: Sequence[str]) -> pa.Schema:
-        fields = [pa.field("step", pa.int64(), metadata={"meaning": "optimizer steps taken"})]
-        fields += [pa.field(name, column.type) for name, column in self._index.items()]
-        for name in quantities:
-            meaning = self._meanings.get(name, "")
-            if name.endswith("_over_null") and not meaning:
-                meaning = "the quantity / its expectation for a Gaussian matrix of this shape"
-            fields.append(pa.field(name, pa.float32(), metadata={"meaning": meaning}))
-        return pa.schema(fields, metadata={"lit_gamma": json.dumps(self._metadata, default=str)})
-
     def _continue(self, kept: Sequence[pa.RecordBatch]) -> None:
+        """Goes on with earlier batches, in a file and in TensorBoard's, begun anew."""
         try:
-            self._table = ArrowStream(self.path, kept[0].schema, kept)
+            self._stream = ArrowStream(self.path, kept[0].schema, kept)
         except OSError as error:
             self._warn_of_hole(kept[0]["step"].to_numpy(), error)
-        self._show_again(kept)
+        if self._shown is not None:
+            for measured in map(self._layout.read, kept):
+                self._shown.write(measured, dict.fromkeys(measured.steps.tolist(), time.time()))
 
-    def _show_again(self, kept: Sequence[pa.RecordBatch]) -> None:
-        """Gives the earlier rows to TensorBoard too, whose files a resumed run starts anew."""
-        if self._shown is None:
-            return
-        names = [n for n in kept[0].schema.names if n != "step" and n not in self._index]
-        names = [name for name in names if f"{name}_over_null" not in names]
-        keys = list(zip(*(column.to_pylist() for column in self._index.values()), strict=True))
-        position = {key: i for i, key in enumerate(keys)}
-        for batch in kept:
-            rows = zip(*(batch[name].to_pylist() for name in self._index), strict=True)
-            items = [position[key] for key in rows] if self._index else [0] * batch.num_rows
-            steps = batch["step"].to_numpy()
-            walltimes = dict.fromkeys(steps.tolist(), time.time())
-            values = {name: batch[name].to_numpy() for name in names}
-            self._shown.write(steps, np.array(items), walltimes, values)
+
+def earlier_record(path: Path | None, last_step: int) -> list[pa.RecordBatch]:
+    """Reads the rows up to the checkpoint that training goes on from.
+
+    Args:
+        path: The file of the earlier record; None if there was none.
+        last_step: The step it reaches; below 0 if nothing was recorded.
+
+    Returns:
+        The batches; none, and a warning, if the file is gone.
+    """
+    if path is None or last_step < 0:
+        return []
+    if path.is_file():
+        return read_batches(path, last_step)
+    warnings.warn(
+        f"{path.stem}: the record up to step {last_step} is no longer at {path}; "
+        "the new record starts after it",
+        stacklevel=2,
+    )
+    return []
 
 
 @dataclass(frozen=True)
@@ -203,5 +204,5 @@ class _Pending:
         return [value.shape[1:] for value in self.values.values()]
 
 
-def _joined(pending: Sequence[_Pending]) -> dict[str, Tensor]:
+def _joined(pending: Sequence[_Pending]) -> dict[str, Any]:
     return {name: torch.cat([p.values[name] for p in pending]) for name in pending[0].values}

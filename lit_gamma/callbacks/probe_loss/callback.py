@@ -8,24 +8,23 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
-from lightning import LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from lit_gamma.callbacks.probe_loss.charts import chart_classes, draw_probe
 from lit_gamma.callbacks.probe_loss.tokens import describe, write_tokens
 from lit_gamma.errors import InputError
 from lit_gamma.probing.blocks import Batch, ProbeSet, choose_blocks, truncated_loss
 from lit_gamma.probing.forward import Forward, plain_forward, undisturbed
-from lit_gamma.recording.activations import probing
-from lit_gamma.recording.callback import PICTURES, TrajectoryCallback, tensorboard_writer
+from lit_gamma.recording.callback import PICTURES, TrajectoryCallback
+from lit_gamma.recording.described import ClassifiedTask, TokenizedText
+from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.arrow import read_batches
-from lit_gamma.trajectory.layouts import VectorRecorder
-from lit_gamma.trajectory.table import Index
+from lit_gamma.trajectory.layouts import Vectors
+from lit_gamma.trajectory.table import Index, Quantity
 from lit_gamma.trajectory.token_classes import TokenClasses
 
 TOKENS_AT_ONCE = 4096
@@ -75,14 +74,22 @@ class ProbeLoss(TrajectoryCallback):
 
     default_schedule = Schedule(per_decade=10)
     default_pictures = PICTURES
-    meanings: ClassVar[Mapping[str, str]] = {
-        "loss": "loss of each token of probe_tokens.arrow, in its order, nats; half precision"
-    }
-    charts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "probe loss by validation set": ["loss"],
-        "probe loss by class": ["class"],
-    }
-    layout = VectorRecorder
+    quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "loss",
+            "loss of each token of probe_tokens.arrow, in its order",
+            "nats",
+            note="half precision",
+            chart="probe loss by validation set",
+        ),
+        Quantity(
+            "class",
+            "mean loss of a class at each recorded step, in TensorBoard alone",
+            "nats",
+            chart="probe loss by class",
+        ),
+    )
+    layout = Vectors
 
     def __init__(
         self,
@@ -109,85 +116,85 @@ class ProbeLoss(TrajectoryCallback):
         assert self._probe is not None
         return self._probe
 
-    def items(self, pl_module: LightningModule) -> tuple[Index, Sequence[str]]:
+    @override
+    def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
         """One per token, none before the start of training."""
         if self._probe is None:
             return {}, []
         rows = self.probe.labelled.nonzero()[:, 0].tolist()
         return {"token": range(len(rows))}, [self.probe.sets[row] for row in rows]
 
+    @override
     def about(self) -> Mapping[str, Any]:
-        """The hash of the probe."""
-        return {"probe": self.probe.digest}
+        return {} if self._probe is None else {"probe": self.probe.digest}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses the blocks, or takes the checkpoint's, and measures W_t."""
-        if trainer.global_step == 0:
+    @override
+    def start(self, run: Run) -> None:
+        if run.step == 0:
             self._probe = None
         if self._probe is None:
-            with undisturbed(pl_module):  # Reading a loader draws random numbers.
-                self._probe = choose_blocks(_validation_sets(trainer), self.blocks, self.seed)
-        on_device = move_data_to_device(self.probe.batch, pl_module.device)
+            with undisturbed(run.module):  # Reading a loader draws random numbers.
+                self._probe = choose_blocks(_sets_of(run), self.blocks, self.seed)
+        on_device = move_data_to_device(self.probe.batch, run.device)
         self._probe = replace(self.probe, batch=on_device)
         self._at = self.probe.labelled.flatten().nonzero()[:, 0]
         self._newest = -1, torch.empty(0)
         # A module that takes no shorter sequences is to fail now, not at the end.
-        with probing(trainer, pl_module):
-            self._run(pl_module, {name: rows[:1, :1] for name, rows in on_device.items()})
-        self._tokens = describe(self.probe, _data(trainer)) if trainer.is_global_zero else {}
-        super().on_train_start(trainer, pl_module)
+        with run.probing():
+            self._forward({name: rows[:1, :1] for name, rows in on_device.items()})
+        self._tokens = describe(self.probe, run.data) if run.writes else {}
+        super().start(run)
         self._write_tokens()
 
-    def observe(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
-        """Runs the probe."""
-        if self._newest[0] != trainer.global_step:
-            with probing(trainer, pl_module):
-                loss = self._run(pl_module, self.probe.batch)
-            self._newest = trainer.global_step, loss.flatten()[self._at].half()
+    @override
+    def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
+        if self._newest[0] != self.run.step:
+            with self.run.probing():
+                loss = self._forward(self.probe.batch)
+            self._newest = self.run.step, loss.flatten()[self._at].half()
         return {"loss": self._newest[1]}
 
-    def draw(
-        self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter | None
-    ) -> None:
-        """Draws the losses of the current weights, and the text coloured by them."""
+    @override
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         losses = self.observe(trainer, pl_module)["loss"]
         if writer is not None:
-            tokenizer = getattr(_data(trainer), "tokenizer", None)
-            uniform = None if tokenizer is None else math.log(tokenizer.vocab_size)
+            data = self.run.data
+            text = isinstance(data, TokenizedText)
+            uniform = math.log(data.tokenizer.vocab_size) if text else None
             shown = losses.float().cpu().numpy()
-            draw_probe(writer, self.name, trainer.global_step, shown, self._tokens, uniform)
+            draw_probe(writer, self.name, self.run.step, shown, self._tokens, uniform)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds what each token needs, and ends the files."""
-        with self.billed("contexts"), torch.no_grad():
-            needed = self._needed_context(trainer, pl_module)
-        if trainer.is_global_zero:
-            self._tokens |= {name: loss.cpu().numpy() for name, loss in needed.items()}
-            given = getattr(_data(trainer), "token_class", None)
-            n = len(self._tokens["token"])
-            self._tokens["class"] = [given] * n if given else self.classes.of(self._tokens)
-            self._write_tokens()
-            self.flush()
-            writer = tensorboard_writer(trainer)
-            if writer is not None and self._path is not None and self._path.is_file():
-                chart_classes(writer, self.name, read_batches(self._path), self._tokens["class"])
-        super().on_train_end(trainer, pl_module)
+    @override
+    def finish(self, completed: bool = True) -> None:
+        if completed:
+            with self.budget.billed("contexts"), torch.no_grad():
+                needed = self._needed_context()
+            if self.run.writes:
+                self._classify({name: loss.cpu().numpy() for name, loss in needed.items()})
+        super().finish(completed)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Loses nothing when training is interrupted; what tokens need is left open."""
-        super().on_train_end(trainer, pl_module)
-
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the record, and the probe."""
         probe = None if self._probe is None else asdict(self._probe)
         return {**super().state_dict(), "probe": move_data_to_device(probe, "cpu")}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self._probe = ProbeSet(**state_dict["probe"])
+
+    def _classify(self, needed: Mapping[str, Any]) -> None:
+        """Names the class of each token, in the table of tokens and in TensorBoard."""
+        self._tokens |= needed
+        if isinstance(self.run.data, ClassifiedTask):
+            self._tokens["class"] = [self.run.data.token_class] * len(self._tokens["token"])
+        else:
+            self._tokens["class"] = self.classes.of(self._tokens)
+        self._write_tokens()
+        self.flush()
+        writer = self.run.writer
+        if writer is not None and self._path is not None and self._path.is_file():
+            chart_classes(writer, self.name, read_batches(self._path), self._tokens["class"])
 
     def _write_tokens(self) -> None:
         """Writes ``probe_tokens.arrow`` anew, with what is known by now."""
@@ -196,16 +203,16 @@ class ProbeLoss(TrajectoryCallback):
             try:
                 write_tokens(path, self._tokens, self.about())
             except OSError as error:
-                rank_zero_warn(f"{path} cannot be written ({error}); training goes on without it")
+                self.run.warn(f"{path} cannot be written ({error}); training goes on without it")
 
-    def _run(self, pl_module: LightningModule, batch: Batch) -> Tensor:
+    def _forward(self, batch: Batch) -> Tensor:
         """The loss of a batch's tokens, (n_blocks, length), in forwards of a bounded size."""
         n_blocks, length = batch["labels"].shape
         at_once = max(1, TOKENS_AT_ONCE // length)
         losses = []
         for start in range(0, n_blocks, at_once):
             part = {name: rows[start : start + at_once] for name, rows in batch.items()}
-            losses.append(self.forward(pl_module, part))
+            losses.append(self.forward(self.run.module, part))
             if losses[-1].shape != part["labels"].shape:
                 raise InputError(
                     f"ProbeLoss: labels of shape {tuple(part['labels'].shape)} got a loss per token"
@@ -213,24 +220,18 @@ class ProbeLoss(TrajectoryCallback):
                 )
         return torch.cat(losses)
 
-    def _needed_context(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+    def _needed_context(self) -> dict[str, Tensor]:
         """The loss of each token with truncated contexts, and with the full one."""
         batch = self.probe.batch
         length = batch["labels"].shape[1]
         contexts = [2**i for i in range((length - 1).bit_length())]
-        with probing(trainer, pl_module):
+        with self.run.probing():
             losses = {
-                f"context_{context}": truncated_loss(
-                    lambda windows: self._run(pl_module, windows), batch, context
-                )
+                f"context_{context}": truncated_loss(self._forward, batch, context)
                 for context in contexts
             }
-            losses["full_context"] = self._run(pl_module, batch)
+            losses["full_context"] = self._forward(batch)
         return {name: loss.flatten()[self._at].float() for name, loss in losses.items()}
-
-
-def _data(trainer: Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def _token_loss(pl_module: Any, batch: Batch) -> Tensor:
@@ -244,16 +245,8 @@ def _token_loss(pl_module: Any, batch: Batch) -> Tensor:
     return loss
 
 
-def _validation_sets(trainer: Trainer) -> dict[str, Any]:
-    """The validation loaders by name, as they are before the trainer shards or limits them."""
-    data = _data(trainer)
-    if data is not None and is_overridden("val_dataloader", data):
-        loaders = data.val_dataloader()
-    else:
-        loaders = trainer.val_dataloaders
-    if not loaders:
+def _sets_of(run: Run) -> Mapping[str, Any]:
+    sets = run.validation()
+    if not sets:
         raise InputError("ProbeLoss finds no validation set to take its blocks from; leave it out")
-    if isinstance(loaders, Mapping):
-        return dict(loaders)
-    several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    return {str(i): loader for i, loader in enumerate(several)}
+    return sets

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_gamma.trajectory.tensorboard import picture
+from lit_gamma.trajectory.layouts import vectors
+from lit_gamma.trajectory.tensorboard import picture, write_values
 
 PICTURED_TOKENS = 768
 """Most tokens of a validation set that are drawn: each byte of an image costs 0.1 µs of Python."""
@@ -56,8 +57,7 @@ def draw_probe(
         texts, blocks = ([tokens[column][i] for i in shown] for column in ("text", "block"))
         image = coloured_text(texts, loss[shown] / uniform, blocks)
         images.append(Summary.Value(tag=f"{table}/text/{name}", image=image))
-    events = writer._get_file_writer()  # type: ignore[no-untyped-call]
-    events.add_summary(Summary(value=images), step)
+    write_values(writer, images, step)
 
 
 def coloured_text(texts: Sequence[str], level: Floats, blocks: Sequence[int]) -> Summary.Image:
@@ -120,13 +120,11 @@ def chart_classes(
     names = sorted(set(classes))
     member = np.array([np.asarray(classes) == name for name in names], np.float32)
     member /= member.sum(1, keepdims=True)
-    events = writer._get_file_writer()  # type: ignore[no-untyped-call]
     for batch in record:
-        losses = batch["loss"].flatten().to_numpy().reshape(batch.num_rows, -1)
-        means = losses.astype(np.float32) @ member.T
+        means = vectors(batch["loss"]).astype(np.float32) @ member.T
         for step, row in zip(batch["step"].to_pylist(), means.tolist(), strict=True):
             values = [
                 Summary.Value(tag=f"{table}/class/{name}", simple_value=mean)
                 for name, mean in zip(names, row, strict=True)
             ]
-            events.add_summary(Summary(value=values), step)
+            write_values(writer, values, step)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lit_gamma.probing.blocks import ProbeSet
+from lit_gamma.recording.described import CountedText, TokenizedText
 from lit_gamma.trajectory.arrow import ArrowStream
 from lit_gamma.trajectory.token_classes import NGRAMS
 
@@ -26,12 +27,12 @@ _COLUMNS = {
 }
 
 
-def describe(probe: ProbeSet, datamodule: Any) -> dict[str, Any]:
+def describe(probe: ProbeSet, data: Any) -> dict[str, Any]:
     """What is known of the tokens before training.
 
     Args:
         probe: The blocks.
-        datamodule: What they come from; its ``tokenizer`` and ``ngram_loss`` are used, if any.
+        data: What they come from, see :mod:`lit_gamma.recording.described`.
 
     Returns:
         The columns up to ``trigram``.
@@ -39,10 +40,10 @@ def describe(probe: ProbeSet, datamodule: Any) -> dict[str, Any]:
     block, position = (part.cpu().numpy() for part in probe.labelled.nonzero().unbind(1))
     windows = probe.windows(len(NGRAMS)).numpy()
     ids = windows[:, -1].tolist()
-    tokenizer = getattr(datamodule, "tokenizer", None)
-    text = {i: None if tokenizer is None else tokenizer.decode([i]) for i in set(ids)}
-    ngram_loss = getattr(datamodule, "ngram_loss", None)
-    losses = np.full(windows.shape, np.nan) if ngram_loss is None else ngram_loss(windows)
+    decode = data.tokenizer.decode if isinstance(data, TokenizedText) else lambda ids: None
+    text = {i: decode([i]) for i in set(ids)}
+    counted = isinstance(data, CountedText)
+    losses = data.ngram_loss(windows) if counted else np.full(windows.shape, np.nan)
     return {
         "token": np.arange(len(ids)),
         "set": [probe.sets[i] for i in block],

@@ -1,0 +1,60 @@
+"""What Lightning tells a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_gamma.recording.run import Run
+
+if TYPE_CHECKING:
+    from lit_gamma.recording.callback import TrajectoryCallback
+
+
+def run_of(
+    trainer: Trainer, pl_module: LightningModule, callbacks: Sequence[TrajectoryCallback]
+) -> Run:
+    """Makes the :class:`Run` of a fit that starts; all ranks must, as they agree on the folder."""
+    return Run(
+        module=pl_module,
+        folder=Path(trainer.log_dir or trainer.default_root_dir),
+        callbacks=callbacks,
+        step=trainer.global_step,
+        total_steps=trainer.estimated_stepping_batches,
+        trainer=trainer,
+        data=trainer.datamodule,  # type: ignore[attr-defined]
+        writer=tensorboard_writer(trainer),
+        validation=lambda: validation_sets(trainer),
+        precision=trainer.precision_plugin.train_step_context,
+        hyperparameters={k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
+    )
+
+
+def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
+    """The run's TensorBoard writer; None without a TensorBoardLogger or off rank 0."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            writer: SummaryWriter = logger.experiment
+            return writer
+    return None
+
+
+def validation_sets(trainer: Trainer) -> Mapping[str, Iterable[Any]]:
+    """The validation loaders by name, as they are before the trainer shards or limits them."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if data is not None and is_overridden("val_dataloader", data):
+        loaders = data.val_dataloader()
+    else:
+        loaders = trainer.val_dataloaders
+    if not loaders:
+        return {}
+    if isinstance(loaders, Mapping):
+        return dict(loaders)
+    several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    return {str(i): loader for i, loader in enumerate(several)}

@@ -1,0 +1,107 @@
+"""What a recording is told, by whoever trains."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_gamma.probing.forward import undisturbed
+from lit_gamma.recording.current import CurrentWeights
+
+if TYPE_CHECKING:
+    from lit_gamma.recording.callback import TrajectoryCallback
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Run:
+    """A training that is recorded: the module, the step, and what surrounds them.
+
+    Whoever trains makes it, starts the callbacks with it, and keeps :attr:`step` up to date.
+
+    Attributes:
+        module: The module, whose weights are W_step.
+        folder: The run's directory, the same on every rank.
+        callbacks: All that record this run, in their order.
+        step: Optimizer steps taken.
+        total_steps: Optimizer steps of the whole run; infinite if that is not known.
+        trainer: Whatever trains, for callbacks that know it; None in a loop of one's own.
+        data: What the batches come from, such as a LightningDataModule.
+        writer: TensorBoard's writer; None without one and off rank 0.
+        validation: Gives the validation sets by name; each yields batches.
+        precision: Opens the precision that training runs forwards in.
+        hyperparameters: What the module was made with, for the record's metadata.
+    """
+
+    module: nn.Module
+    folder: Path
+    callbacks: Sequence[TrajectoryCallback]
+    step: int = 0
+    total_steps: float = math.inf
+    trainer: Any = None
+    data: Any = None
+    writer: SummaryWriter | None = None
+    validation: Callable[[], Mapping[str, Iterable[Any]]] = dict
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for callback in self.callbacks:
+            callback.run = self
+
+    @cached_property
+    def weights(self) -> CurrentWeights:
+        """The weight matrices, shared by all callbacks."""
+        return CurrentWeights(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the record: all measure, rank 0 writes."""
+        return not dist.is_initialized() or dist.get_rank() == 0
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of Lightning's ``seed_everything``; None without one."""
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return None if seed is None else int(seed)
+
+    @property
+    def recording_seconds(self) -> float:
+        """Seconds that all callbacks took so far, on the host."""
+        return sum(callback.seconds for callback in self.callbacks)
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Lets a forward run in training's precision, without a trace in training."""
+        with undisturbed(self.module), self.precision():
+            yield
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        values = [value]
+        if dist.is_initialized():
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def warn(self, message: str) -> None:
+        """Warns once, however many processes there are."""
+        if self.writes:
+            warnings.warn(message, stacklevel=3)

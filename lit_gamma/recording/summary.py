@@ -1,0 +1,115 @@
+"""The summary of a run: one JSON file at the end, however it ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lit_gamma import trajectory
+from lit_gamma.recording.run import Run
+from lit_gamma.recording.weights import WeightTrajectory
+from lit_gamma.trajectory.phase_finding import phases_of_roles
+from lit_gamma.trajectory.tensorboard import write_phases
+
+
+def summarize(
+    run: Run, status: str, seconds: float, bill: Mapping[str, Any], metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """Says what a run has come to, after writing what is pending.
+
+    Args:
+        run: The run.
+        status: ``finished``, ``interrupted`` or the error.
+        seconds: Seconds of training, of all parts of a resumed run.
+        bill: See :func:`bill_of`.
+        metrics: The validation metrics by name, as last measured.
+
+    Returns:
+        All of that with gamma, seed and steps and, where they were recorded, per role the extremes
+        and the phases. TensorBoard gets the phases as text.
+    """
+    for callback in run.callbacks:
+        callback.flush()
+    summary = {
+        "status": status,
+        "gamma": run.hyperparameters.get("gamma"),
+        "seed": run.seed,
+        "steps": run.step,
+        "seconds": round(seconds, 2),
+        "metrics": dict(metrics),
+        "overhead": dict(bill),
+    }
+    if not any(run.folder.glob("trajectory/*.arrow")):
+        return summary
+    tables = trajectory.load(run.folder, ("condensation", "effective_rank"))
+    summary |= trajectory.extremes(tables)
+    if tables:
+        phases = phases_of_roles(tables)
+        summary["phases"] = _nested(phases)
+        if run.writer is not None:
+            write_phases(run.writer, phases, run.step)
+    return summary
+
+
+def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float | None]]:
+    """What each callback cost.
+
+    Args:
+        run: The run.
+        seconds: Seconds since the callbacks started.
+        steps: Optimizer steps since then.
+
+    Returns:
+        For each callback its milliseconds per step on the host, the same as a share of a step
+        without callbacks, and how many matrices took turns at each step.
+    """
+    training = seconds - run.recording_seconds
+    bill: dict[str, dict[str, float | None]] = {}
+    for callback in run.callbacks:
+        bill[callback.name] = {
+            "ms_per_step": round(callback.seconds * 1e3 / max(1, steps), 3),
+            "share_of_step": round(callback.seconds / training, 4),
+        }
+        if isinstance(callback, WeightTrajectory):
+            bill[callback.name]["matrices_per_step"] = callback.matrices_per_step
+    return bill
+
+
+def bill_in_words(bill: Mapping[str, Mapping[str, float | None]]) -> str:
+    """One line: what recording took in all, and each callback."""
+    shares = {name: cost["share_of_step"] or 0.0 for name, cost in bill.items()}
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    return f"recording took {sum(shares.values()):.1%} on top of training: {parts}"
+
+
+def write_summary(run: Run, summary: Mapping[str, Any]) -> Path | None:
+    """Writes ``summary.json``, whole or not at all; a disk that refuses it gives a warning.
+
+    Returns:
+        The file; None if it could not be written.
+    """
+    path = run.folder / "summary.json"
+    draft = path.with_suffix(".json.tmp")
+    try:
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(draft, path)
+        return path
+    except OSError as error:
+        run.warn(f"{path} cannot be written ({error})")
+        return None
+
+
+def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Role to quantity to the steps of its phases."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in phases.to_dict("records"):
+        steps = {str(k): v for k, v in row.items() if k not in ("role", "quantity")}
+        finite = {k: v if math.isfinite(v) else None for k, v in steps.items()}
+        found.setdefault(row["role"], {})[row["quantity"]] = finite
+    return found
