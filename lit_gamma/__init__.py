@@ -1,5 +1,8 @@
 """γ-initialized transformers whose developmental trajectory is recorded at every step."""
 
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.init.audit import Audit
@@ -10,7 +13,10 @@ from lit_gamma.model.optimizer import OptimizerConfig
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 from lit_gamma.weights.neurons import NeuronMatrix, neurons
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lit_gamma.recording.loop import record
+
+__version__ = version("lit-gamma")
 
 __all__ = [
     "Audit",
@@ -24,4 +30,14 @@ __all__ = [
     "gamma_init_",
     "gate_attention_",
     "neurons",
+    "record",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``record`` where it is asked for: Arrow and TensorBoard take half a second."""
+    if name == "record":
+        from lit_gamma.recording.loop import record
+
+        return record
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

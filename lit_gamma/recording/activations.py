@@ -46,6 +46,7 @@ class ProbeTrajectory(TrajectoryCallback):
     """
 
     default_schedule = Schedule(per_decade=10)
+    needs_batches = True
     uniform: ClassVar[Mapping[str, str]] = {}
 
     def __init__(

@@ -57,6 +57,8 @@ class BatchTrajectory(TrajectoryCallback):
     measured together. Subclasses implement :meth:`measure`.
     """
 
+    needs_batches = True
+
     def kept(self, outputs: Any, batch: Any) -> Any:
         """What :meth:`measure` needs of a batch; by default what ``training_step`` returned."""
         return outputs

@@ -55,6 +55,7 @@ class TrajectoryCallback(Callback):
         default_pictures: The same for ``pictures``.
         layout: How the table lies in its file.
         reference: What the nulls are the expected values for, in words.
+        needs_batches: Whether it has to be shown the training batches.
         run: The training that is recorded, from its start on.
     """
 
@@ -64,6 +65,7 @@ class TrajectoryCallback(Callback):
     quantities: ClassVar[Sequence[Quantity]] = ()
     layout: ClassVar[type[Rows]] = Rows
     reference: ClassVar[str] = Table.reference
+    needs_batches: ClassVar[bool] = False
     run: Run
 
     def __init__(

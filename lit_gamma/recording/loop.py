@@ -1,0 +1,197 @@
+"""The same recordings in a loop of one's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_gamma.errors import InputError
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.run import Run
+from lit_gamma.recording.summary import bill_in_words, bill_of, summarize, write_summary
+
+
+class Recording:
+    """A run that is being recorded; opened by :func:`record`.
+
+    Args:
+        run: The run.
+        state: What :meth:`state_dict` returned, to continue a record.
+
+    Attributes:
+        summary: What ``summary.json`` holds; empty until the recording has ended.
+    """
+
+    def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
+        self.run = run
+        self.summary: dict[str, Any] = {}
+        self._earlier_seconds = 0.0
+        self._seen_batch = False
+        if state is not None:
+            run.step = state["step"]
+            self._earlier_seconds = state["seconds"]
+            for callback in run.callbacks:
+                if callback.state_key in state["callbacks"]:
+                    callback.load_state_dict(state["callbacks"][callback.state_key])
+
+    def __enter__(self) -> Recording:
+        self._start, self._start_step = time.monotonic(), self.run.step
+        for callback in self.run.callbacks:
+            callback.start(self.run)
+        return self
+
+    def batch(self, batch: Any, outputs: Any = None) -> None:
+        """Shows a batch that was run, before the optimizer takes its step.
+
+        Needed for callbacks of batches and activations alone. Under gradient accumulation, call it
+        for each micro-batch.
+
+        Args:
+            batch: The batch; the module is probed with its first samples.
+            outputs: A mapping with ``token_loss``: the loss of every token, detached, in nats, NaN
+                where there is no label; or what the callbacks' own ``token_loss`` takes.
+        """
+        self._seen_batch = True
+        for callback in self.run.callbacks:
+            callback.before(batch)
+            callback.collect(outputs, batch)
+
+    def step(self) -> None:
+        """Records the new weights, after the optimizer's step.
+
+        Raises:
+            InputError: A callback records batches, and none was shown.
+        """
+        starved = [c.name for c in self.run.callbacks if c.needs_batches and not self._seen_batch]
+        if starved:
+            raise InputError(
+                f"{starved[0]} records batches: call batch(batch, outputs) for each, before step()"
+            )
+        self.run.step += 1
+        for callback in self.run.callbacks:
+            callback.advance()
+        self.run.weights.release()
+
+    def write(self) -> None:
+        """Writes what waits to be written."""
+        for callback in self.run.callbacks:
+            callback.write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs for the record to go on exactly; writes what is pending."""
+        return {
+            "step": self.run.step,
+            "seconds": self._earlier_seconds + time.monotonic() - self._start,
+            "callbacks": {c.state_key: c.state_dict() for c in self.run.callbacks},
+        }
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish("finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self.finish("interrupted")
+        else:
+            self.finish(f"{type(error).__name__}: {error}")
+
+    def finish(self, status: str, metrics: Mapping[str, float] | None = None) -> None:
+        """Ends the record, writes ``summary.json`` and prints the bill.
+
+        Args:
+            status: How training ended; ``finished`` if it came to its end.
+            metrics: Validation metrics to put in the summary.
+        """
+        run = self.run
+        for callback in run.callbacks:
+            callback.finish(status == "finished")
+        if run.writes:
+            seconds = time.monotonic() - self._start
+            bill = bill_of(run, seconds, run.step - self._start_step)
+            whole = self._earlier_seconds + seconds
+            self.summary = summarize(run, status, whole, bill, metrics or {})
+            write_summary(run, self.summary)
+            print(bill_in_words(bill))
+        if run.writer is not None:
+            run.writer.close()
+
+
+def record(
+    model: nn.Module,
+    run_dir: str | Path,
+    callbacks: Sequence[TrajectoryCallback],
+    total_steps: float = math.inf,
+    state: Mapping[str, Any] | None = None,
+    tensorboard: bool = False,
+    hyperparameters: Mapping[str, Any] | None = None,
+    data: Any = None,
+    validation: Mapping[str, Iterable[Any]] | None = None,
+    trainer: Any = None,
+) -> Recording:
+    """Records the developmental trajectory of a module in a loop of one's own.
+
+    ::
+
+        with record(model, "runs/mine", [Condensation(), TokenLoss()]) as trajectory:
+            for batch in loader:
+                losses = ...
+                losses.mean().backward()
+                trajectory.batch(batch, {"token_loss": losses.detach()})
+                optimizer.step()
+                optimizer.zero_grad()
+                trajectory.step()
+
+    What is recorded, when and at what cost is as under Lightning: same files, columns, budgets and
+    resume. In several processes all make the same calls, and rank 0 writes.
+
+    Args:
+        model: The module that is trained.
+        run_dir: Where the record goes.
+        callbacks: What is recorded; one of a class.
+        total_steps: Optimizer steps of the whole run, so that budgets can be kept.
+        state: What :meth:`Recording.state_dict` returned, to continue its record.
+        tensorboard: Write TensorBoard's files too.
+        hyperparameters: For the metadata of the files; ``gamma`` for the summary.
+        data: What the batches come from, see :mod:`lit_gamma.recording.described`.
+        validation: Validation sets by name, for ``ProbeLoss``.
+        trainer: What trains, passed on to ``observe`` and ``draw``.
+
+    Returns:
+        A context, which writes ``summary.json`` and prints the bill when it is left, however.
+
+    Raises:
+        InputError: ``run_dir`` holds a record that no state continues, or two callbacks would write
+            the same table.
+    """
+    folder = Path(run_dir)
+    names = [callback.name for callback in callbacks]
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"record: two callbacks write the table {twins[0]}; give one of them")
+    if state is None and any(folder.glob("trajectory/*.arrow")):
+        raise InputError(
+            f"{folder} holds a record already: name another folder, or give the state of its "
+            "checkpoint to continue it"
+        )
+    run = Run(
+        module=model,
+        folder=folder,
+        callbacks=callbacks,
+        total_steps=total_steps,
+        trainer=trainer,
+        data=data,
+        validation=lambda: validation or {},
+        hyperparameters=hyperparameters or {},
+    )
+    if tensorboard and run.writes:
+        run.writer = SummaryWriter(folder)
+    return Recording(run, state)
