@@ -1,6 +1,5 @@
 """γ-initialized transformers whose developmental trajectory is recorded at every step."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lit_gamma.doctor.diagnosis import diagnose
@@ -16,7 +15,7 @@ from lit_gamma.weights.neurons import NeuronMatrix, neurons
 if TYPE_CHECKING:
     from lit_gamma.recording.loop import record
 
-__version__ = version("lit-gamma")
+__version__ = "0.1.0"
 
 __all__ = [
     "Audit",

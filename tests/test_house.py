@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from conftest import ROOT
+from helpers.runs import ROOT
 from importlinter.cli import lint_imports
 
 

@@ -34,11 +34,20 @@ def attention_weights(
 
     Returns:
         Shape (..., heads, n_queries, n_keys), at least float32.
+
+    Example:
+        >>> zeros = torch.zeros(1, 2, 4)  # All logits are equal.
+        >>> attention_weights(zeros, zeros, is_causal=True).tolist()
+        [[[1.0, 0.0], [0.5, 0.5]]]
     """
     query, key = (x if x.dtype == torch.float64 else x.float() for x in (query, key))
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     logits = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    return _masked(logits, attn_mask, is_causal).softmax(-1)
+
+
+def _masked(logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
     if is_causal:
         visible = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
         logits = logits.masked_fill(~visible, -math.inf)
@@ -46,7 +55,7 @@ def attention_weights(
         logits = logits.masked_fill(~attn_mask, -math.inf)
     elif attn_mask is not None:
         logits = logits + attn_mask
-    return logits.softmax(-1)
+    return logits
 
 
 def uniform_attention(weights: Tensor) -> Tensor:
@@ -57,6 +66,10 @@ def uniform_attention(weights: Tensor) -> Tensor:
 
     Returns:
         Same shape and dtype: what small initialization starts from, as its logits are near zero.
+
+    Example:
+        >>> uniform_attention(torch.tensor([[1.0, 0.0], [0.9, 0.1]])).tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
     """
     seen = (weights != 0).to(weights.dtype)
     return seen / seen.sum(-1, keepdim=True) + 0 * weights
@@ -70,6 +83,10 @@ def first_token_mass(weights: Tensor) -> Tensor:
 
     Returns:
         Shape (...), 0 .. 1; NaN for a single query.
+
+    Example:
+        >>> first_token_mass(torch.tensor([[1.0, 0.0], [0.75, 0.25]]))
+        tensor(0.7500)
     """
     return weights[..., 1:, 0].nanmean(-1)
 
@@ -82,5 +99,9 @@ def attention_entropy(weights: Tensor) -> Tensor:
 
     Returns:
         Shape (...), nats, 0 .. ln(n_keys); NaN for a single query.
+
+    Example:
+        >>> attention_entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))  # ln 2
+        tensor(0.6931)
     """
     return -torch.xlogy(weights, weights).sum(-1)[..., 1:].nanmean(-1)

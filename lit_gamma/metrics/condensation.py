@@ -30,9 +30,14 @@ def cosine_matrix(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> cosine_matrix(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
+        tensor([[1.0000, 0.7071],
+                [0.7071, 1.0000]])
     """
     rows, _, is_neuron = divide_by_largest(as_float(weight), -1)
-    squared_norms = (rows * rows).sum(-1, keepdim=True)  # vector_norm is slow on strided rows
+    squared_norms = (rows * rows).sum(-1, keepdim=True)
     units = rows / torch.where(squared_norms == 0, 1, squared_norms).sqrt()
     with torch.autocast(weight.device.type, enabled=False):
         cosines = (units @ units.mT).clamp_(-1, 1)
@@ -57,6 +62,10 @@ def mean_of_pairs(total: Tensor, n_neurons: Tensor) -> Tensor:
     Returns:
         Shape (...); NaN where fewer than two rows are non-zero, as no pair exists: a sum that is
         0 but for rounding over 0 would read NaN on one machine and infinity on another.
+
+    Example:
+        >>> mean_of_pairs(torch.tensor(3.0), torch.tensor(3))
+        tensor(0.5000)
     """
     return torch.where(n_neurons > 1, total / (n_neurons * (n_neurons - 1)), torch.nan)
 
@@ -71,6 +80,10 @@ def mean_cosine(cosines: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [-1, 1]; NaN where fewer than two rows are non-zero, as no pair exists.
+
+    Example:
+        >>> mean_cosine(cosine_matrix(torch.tensor([[1.0], [1.0], [-1.0]])))
+        tensor(-0.3333)
     """
     return _mean_over_pairs(cosines, cosines)
 
@@ -83,6 +96,10 @@ def mean_squared_cosine(cosines: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [0, 1]; NaN where fewer than two rows are non-zero, as no pair exists.
+
+    Example:
+        >>> mean_squared_cosine(cosine_matrix(torch.eye(3)))
+        tensor(0.)
     """
     return _mean_over_pairs(cosines.square(), cosines)
 
@@ -95,6 +112,10 @@ def mean_absolute_cosine(cosines: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [0, 1]; NaN where fewer than two rows are non-zero, as no pair exists.
+
+    Example:
+        >>> mean_absolute_cosine(cosine_matrix(torch.tensor([[1.0], [1.0], [-1.0]])))
+        tensor(1.)
     """
     return _mean_over_pairs(cosines.abs(), cosines)
 
@@ -108,8 +129,12 @@ def aligned_fraction(cosines: Tensor, threshold: float = 0.9) -> Tensor:
 
     Returns:
         Shape (...), in [0, 1]; NaN where fewer than two rows are non-zero, as no pair exists.
+
+    Example:
+        >>> aligned_fraction(cosine_matrix(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])))
+        tensor(0.3333)
     """
-    # Zeros and ones in the memory of a float: Booleans are summed as int64, three times slower.
+    # In place, the zeros and ones keep the dtype and the memory of the cosines.
     return _mean_over_pairs(cosines.abs().gt_(threshold), cosines)
 
 
@@ -124,6 +149,10 @@ def opposed_fraction(cosines: Tensor, threshold: float = 0.9) -> Tensor:
 
     Returns:
         Shape (...), in [0, 1]; NaN where fewer than two rows are non-zero, as no pair exists.
+
+    Example:
+        >>> opposed_fraction(cosine_matrix(torch.tensor([[1.0], [1.0], [-1.0]])))
+        tensor(0.6667)
     """
     return _mean_over_pairs(cosines.neg().gt_(threshold), cosines)
 
@@ -144,7 +173,21 @@ def sorted_by_alignment(cosines: Tensor) -> Tensor:
 
     Returns:
         Permutations of shape (..., n), int64; for one matrix, show `cosines[order][:, order]`.
+
+    Example:
+        >>> sorted_by_alignment(cosine_matrix(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])))
+        tensor([0, 2, 1])
     """
+    loadings = _pivot_loadings(cosines)
+    group = loadings.abs().argmax(-1, keepdim=True)
+    loading = loadings.take_along_dim(group, -1).squeeze(-1)
+    is_zero_row = cosines.diagonal(dim1=-2, dim2=-1) == 0
+    group = group.squeeze(-1).masked_fill(is_zero_row, loadings.shape[-1])
+    return torch.argsort(3 * group - loading, dim=-1, stable=True)  # loadings lie in [-1, 1]
+
+
+def _pivot_loadings(cosines: Tensor) -> Tensor:
+    """Returns the leading columns (..., n, groups) of the pivoted Cholesky factor."""
     residual, columns = cosines, []
     for _ in range(min(_MAX_GROUPS, cosines.shape[-1])):
         energy = residual.diagonal(dim1=-2, dim2=-1).clamp(min=_SMALLEST_ENERGY)
@@ -152,9 +195,4 @@ def sorted_by_alignment(cosines: Tensor) -> Tensor:
         column = residual.take_along_dim(pivot.unsqueeze(-1), -2).squeeze(-2)
         columns.append(column / energy.take_along_dim(pivot, -1).sqrt())
         residual = residual - columns[-1].unsqueeze(-1) * columns[-1].unsqueeze(-2)
-    loadings = torch.stack(columns, -1)
-    group = loadings.abs().argmax(-1, keepdim=True)
-    loading = loadings.take_along_dim(group, -1).squeeze(-1)
-    is_zero_row = cosines.diagonal(dim1=-2, dim2=-1) == 0
-    group = group.squeeze(-1).masked_fill(is_zero_row, len(columns))
-    return torch.argsort(3 * group - loading, dim=-1, stable=True)  # loadings lie in [-1, 1]
+    return torch.stack(columns, -1)

@@ -24,6 +24,10 @@ def null_mean_squared_cosine(d: int) -> float:
 
     Raises:
         ValueError: If d is not positive.
+
+    Example:
+        >>> null_mean_squared_cosine(4)
+        0.25
     """
     _check_sizes(d)
     return 1 / d
@@ -36,6 +40,10 @@ def null_mean_absolute_cosine(d: int) -> float:
 
     Raises:
         ValueError: If d is not positive.
+
+    Example:
+        >>> round(null_mean_absolute_cosine(3), 6)  # A uniform cosine.
+        0.5
     """
     _check_sizes(d)
     return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
@@ -56,6 +64,10 @@ def null_aligned_fraction(d: int, threshold: float = 0.9) -> float:
 
     Raises:
         ValueError: If d is not positive or the threshold is outside [0, 1].
+
+    Example:
+        >>> round(null_aligned_fraction(3, 0.9), 6)  # A uniform cosine.
+        0.1
     """
     _check_sizes(d)
     if not 0 <= threshold <= 1:
@@ -88,6 +100,10 @@ def null_effective_rank(n: int, d: int) -> float:
 
     Raises:
         ValueError: If a size is not positive.
+
+    Example:
+        >>> round(null_effective_rank(768, 768), 1)
+        618.3
     """
     _check_sizes(n, d)
     smaller, q = min(n, d), min(n, d) / max(n, d)
@@ -107,12 +123,12 @@ def null_participation_ratio(n: int, d: int) -> float:
     ‖W‖_F is independent of W/‖W‖_F, hence E[1/PR] = E‖WᵀW‖_F² / E‖W‖_F⁴ with the Wishart moments
     nd(n+d+1) and nd(nd+2). The arithmetic mean is larger by 0.3 % at 16×16, 3.7 % at 2×2.
 
-    Args:
-        n: Rows.
-        d: Columns; (n, d) and (d, n) give the same.
-
     Raises:
         ValueError: If a size is not positive.
+
+    Example:
+        >>> null_participation_ratio(2, 2)
+        1.2
     """
     _check_sizes(n, d)
     return (n * d + 2) / (n + d + 1)
@@ -129,10 +145,14 @@ def null_stable_rank(n: int, d: int) -> float:
 
     Args:
         n: Rows.
-        d: Columns; (n, d) and (d, n) give the same.
+        d: Columns; a transposed matrix has the same null.
 
     Raises:
         ValueError: If a size is not positive.
+
+    Example:
+        >>> round(null_stable_rank(256, 256), 1)
+        65.4
     """
     _check_sizes(n, d)
     if min(n, d) == 1:

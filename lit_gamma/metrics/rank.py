@@ -27,6 +27,10 @@ def smaller_gram(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> smaller_gram(torch.tensor([[3.0, 4.0]]))
+        tensor([[25.]], dtype=torch.float64)
     """
     as_float(weight)
     matrix = weight.to(torch.float64)
@@ -44,6 +48,10 @@ def singular_values_of_gram(gram: Tensor) -> Tensor:
 
     Returns:
         Shape (..., m), descending, in units of the weights, dtype of `gram`.
+
+    Example:
+        >>> singular_values_of_gram(torch.diag(torch.tensor([4.0, 9.0]))).round(decimals=3)
+        tensor([3., 2.])
     """
     is_finite = gram.isfinite().all(-1).all(-1).unsqueeze(-1)
     eigenvalues: Tensor = torch.linalg.eigvalsh(torch.where(is_finite.unsqueeze(-1), gram, 0))
@@ -63,6 +71,10 @@ def singular_values(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> singular_values(torch.tensor([[0.0, 3.0], [4.0, 0.0]])).round(decimals=3)
+        tensor([4., 3.])
     """
     return singular_values_of_gram(smaller_gram(weight)).to(as_float(weight).dtype)
 
@@ -78,6 +90,10 @@ def effective_rank(singular_values: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [1, k]; 0 for a zero matrix.
+
+    Example:
+        >>> effective_rank(torch.tensor([2.0, 1.0, 1.0]))  # 2 to the power of 3/2
+        tensor(2.8284)
     """
     values, _, is_nonzero = divide_by_largest(singular_values, -1)
     shares = values / values.sum(-1, keepdim=True).clamp(min=1)
@@ -95,6 +111,10 @@ def stable_rank(singular_values: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [1, k]; 0 for a zero matrix.
+
+    Example:
+        >>> stable_rank(torch.tensor([2.0, 1.0, 1.0]))
+        tensor(1.5000)
     """
     values, _, _ = divide_by_largest(singular_values, -1)
     return values.square().sum(-1)
@@ -111,6 +131,10 @@ def participation_ratio(singular_values: Tensor) -> Tensor:
 
     Returns:
         Shape (...), in [1, k]; 0 for a zero matrix.
+
+    Example:
+        >>> participation_ratio(torch.tensor([2.0, 1.0, 1.0]))
+        tensor(2.)
     """
     values, _, _ = divide_by_largest(singular_values, -1)
     squares = values.square()

@@ -24,6 +24,11 @@ def epsilon_share(
 
     Returns:
         Shape of ``x`` without ``dims``, at least float32, 0 .. 1; NaN where ``x`` and ε are zero.
+
+    Example:
+        >>> import torch
+        >>> epsilon_share(torch.ones(3, 8), eps=1.0)
+        tensor([0.5000, 0.5000, 0.5000])
     """
     dims = list(dims)
     x = x if x.is_floating_point() and x.itemsize >= 4 else x.float()

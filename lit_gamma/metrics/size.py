@@ -21,10 +21,14 @@ def frobenius_norm(weight: Tensor) -> Tensor:
         weight: Matrices of shape (..., n, d).
 
     Returns:
-        Shape (...), in units of the weights.
+        The norms, shape (...), in units of the weights.
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> frobenius_norm(torch.tensor([[3.0, 4.0]]))
+        tensor(5.)
     """
     return as_float(weight).square().sum((-2, -1)).sqrt()
 
@@ -36,10 +40,14 @@ def rms(weight: Tensor) -> Tensor:
         weight: Matrices of shape (..., n, d).
 
     Returns:
-        Shape (...), in units of the weights.
+        The RMS, shape (...), in units of the weights.
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> rms(torch.tensor([[1.0, 7.0]]))
+        tensor(5.)
     """
     return as_float(weight).square().mean((-2, -1)).sqrt()
 
@@ -51,10 +59,14 @@ def max_row_norm(weight: Tensor) -> Tensor:
         weight: Matrices of shape (..., n, d), rows are neurons.
 
     Returns:
-        Shape (...), in units of the weights.
+        The norms of those rows, shape (...), in units of the weights.
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> max_row_norm(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+        tensor(5.)
     """
     return as_float(weight).square().sum(-1).amax(-1).sqrt()
 
@@ -66,10 +78,14 @@ def spectral_norm(weight: Tensor) -> Tensor:
         weight: Matrices of shape (..., n, d).
 
     Returns:
-        Shape (...), in units of the weights.
+        The largest singular values, shape (...), in units of the weights.
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> round(spectral_norm(torch.tensor([[0.0, 3.0], [4.0, 0.0]])).item(), 3)
+        4.0
     """
     return singular_values(weight)[..., 0]
 
@@ -89,6 +105,10 @@ def update_ratio(weight: Tensor, previous: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the shapes differ, are empty or have fewer than two dimensions.
+
+    Example:
+        >>> update_ratio(torch.tensor([[3.0, 4.5]]), torch.tensor([[3.0, 4.0]]))
+        tensor(0.1000)
     """
     if weight.shape != previous.shape:
         raise ValueError(f"shapes differ: {tuple(weight.shape)} against {tuple(previous.shape)}")
@@ -112,6 +132,10 @@ def implied_gamma(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: If `weight` is empty or has fewer than two dimensions.
+
+    Example:
+        >>> implied_gamma(torch.full((3, 100), 0.1))  # 0.1 = 100 ** -0.5
+        tensor(0.5000)
     """
     size = rms(weight)
     d_in = weight.shape[-1]

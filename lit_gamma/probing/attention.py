@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lit_gamma import metrics
 from lit_gamma.probing.forward import Seen
@@ -20,8 +21,9 @@ def watched_attention(module: nn.Module) -> Iterator[list[Seen]]:
     """Collects, of each call of attention, where each head attends.
 
     Seen is what goes through ``torch.nn.functional.scaled_dot_product_attention``, whose weights
-    are computed again from query and key, and every softmax over the last of four dimensions, as
-    eager attention takes it. Kernels of other packages (flash, flex) are not seen.
+    are computed again from query and key, ``torch.nn.MultiheadAttention``, and every softmax over
+    the last of four dimensions, as eager attention takes it. Kernels of other packages (flash,
+    flex) are not seen.
 
     Args:
         module: Any module, to be run inside in evaluation mode: dropout is not computed again.
@@ -36,13 +38,7 @@ def watched_attention(module: nn.Module) -> Iterator[list[Seen]]:
     def note(weights: Tensor) -> None:
         seen.append(Seen(inside[-1], _attention(weights)))
 
-    with ExitStack() as open_:
-        open_.enter_context(_current_path(module, inside))
-        open_.enter_context(_without_fast_path())
-        open_.enter_context(_replaced(F, "scaled_dot_product_attention", _eager_too))
-        for owner in (torch, Tensor):
-            watched = _watched_softmax(owner.softmax, note)
-            open_.enter_context(_replaced(owner, "softmax", watched))
+    with _current_path(module, inside), _Watch(note):
         yield seen
 
 
@@ -57,10 +53,45 @@ def _attention(weights: Tensor) -> dict[str, Tensor]:
     return {name: value.flatten(0, -2).nanmean(0) for name, value in values.items()}
 
 
-_ATTEND = F.scaled_dot_product_attention
+_SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 
 
-def _eager_too(
+class _Watch(TorchFunctionMode):
+    """Sees every call of PyTorch's functions, whatever name it goes by, and notes attention."""
+
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:  # Nothing that it calls is seen.
+            return self._multi_head(args, kwargs)
+        if func is F.scaled_dot_product_attention:
+            self._note(_weights(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if func in _SOFTMAXES and out.ndim == 4 and _dim(*args, **kwargs) in (-1, 3):
+            self._note(out.float())
+        return out
+
+    def _multi_head(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The forward of torch.nn.MultiheadAttention, made to give the weights of each head."""
+        of_each_head = {**kwargs, "need_weights": True, "average_attn_weights": False}
+        out, weights = F.multi_head_attention_forward(*args, **of_each_head)
+        assert weights is not None
+        self._note(weights.float() if weights.ndim == 4 else weights.float().unsqueeze(0))
+        if not kwargs.get("need_weights", True):
+            return out, None
+        return out, weights.mean(-3) if kwargs.get("average_attn_weights", True) else weights
+
+
+def _weights(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -69,21 +100,13 @@ def _eager_too(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Attends, after the weights were computed in the open, where their softmax is watched."""
-    metrics.attention_weights(query, key, attn_mask, is_causal, **options)
-    return _ATTEND(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    """The weights of scaled_dot_product_attention, by its arguments."""
+    return metrics.attention_weights(query, key, attn_mask, is_causal, **options)
 
 
-def _watched_softmax(
-    function: Callable[..., Tensor], note: Callable[[Tensor], None]
-) -> Callable[..., Tensor]:
-    def softmax(x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Tensor:
-        out = function(x, dim, *args, **kwargs)
-        if out.ndim == 4 and dim in (-1, 3):
-            note(out.float())
-        return out
-
-    return softmax
+def _dim(input: Tensor, dim: Any = None, *_: Any, **__: Any) -> Any:
+    """The dimension of a softmax, by its arguments."""
+    return dim
 
 
 @contextmanager
@@ -103,24 +126,3 @@ def _current_path(module: nn.Module, inside: list[str]) -> Iterator[None]:
             hooks.callback(part.register_forward_pre_hook(enter).remove)
             hooks.callback(part.register_forward_hook(leave).remove)
         yield
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Keeps torch.nn.MultiheadAttention from its fused kernel, which hides the weights."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_gamma.errors import InputError
-from lit_gamma.weights.parameters import Parameter, Roles, parameters
+from lit_gamma.weights.parameters import Roles, parameters
 from lit_gamma.weights.parts import Part, parts, whole
-from lit_gamma.weights.roles import QKV, ROLES
+from lit_gamma.weights.roles import ROLES
 from lit_gamma.weights.sharding import padded, summed
 
 __all__ = ["ROLES", "NeuronMatrix", "neurons"]
@@ -47,9 +45,7 @@ class NeuronMatrix:
         return name if self.layer is None else f"layer{self.layer}.{name}"
 
 
-def neurons(
-    module: nn.Module, roles: Roles | None = None, per_head: bool = False, bias: bool = False
-) -> Iterator[NeuronMatrix]:
+def neurons(module: nn.Module, roles: Roles | None = None) -> Iterator[NeuronMatrix]:
     """Yields every weight matrix of a module once, in the order of its parameters.
 
     Linear, Embedding, convolutions (a neuron is a filter), the fused projection of
@@ -65,9 +61,6 @@ def neurons(
         roles: Pattern of a path to its role, or to the roles of its rows: ``{"*.mixer.in_proj":
             ["mlp_gate", "mlp_up"]}``. An attribute ``neuron_roles`` of the module does the same for
             every caller, callbacks included.
-        per_head: Cut query, key and value once more, into one matrix (head_dim, d_in) per head.
-        bias: Append each neuron's bias as one more input; such matrices are copies. A matrix
-            without bias stays as it is.
 
     Yields:
         One :class:`NeuronMatrix` per matrix.
@@ -79,27 +72,9 @@ def neurons(
         if parameter.kind != "matrix":
             continue
         cuts = parts(parameter)
-        for part, weight in zip(cuts, _weights(parameter, cuts, bias), strict=True):
+        for part, weight in zip(cuts, _cut(parameter.tensor.detach(), cuts), strict=True):
             name = f"{parameter.path}{part.suffix}"
-            if per_head and part.role in QKV:
-                heads = enumerate(torch.split(weight, _head_dim(parameter, weight)))
-                matrices = [(f"{name}.{i}", head) for i, head in heads]
-            else:
-                matrices = [(name, weight)]
-            for full_name, matrix in matrices:
-                yield NeuronMatrix(full_name, part.role, parameter.layer, matrix)
-
-
-def _weights(parameter: Parameter, cuts: list[Part], bias: bool) -> list[Tensor]:
-    """The matrices of a parameter, each with its biases as a last column if asked."""
-    weights = _cut(parameter.tensor.detach(), cuts)
-    name = parameter.leaf.removesuffix("weight").removesuffix("_") if bias else ""
-    offsets = parameter.owner._parameters.get(f"{name}_bias".removeprefix("_")) if bias else None
-    if offsets is None:
-        return weights
-    column = offsets.detach().unsqueeze(-2 if parameter.transposed else -1)
-    columns = _cut(column, cuts)
-    return [torch.cat(pair, dim=1) for pair in zip(weights, columns, strict=True)]
+            yield NeuronMatrix(name, part.role, parameter.layer, weight)
 
 
 def _cut(tensor: Tensor, cuts: list[Part]) -> list[Tensor]:
@@ -107,12 +82,3 @@ def _cut(tensor: Tensor, cuts: list[Part]) -> list[Tensor]:
         return [part.matrix(tensor) for part in cuts]
     local = padded(tensor)
     return [summed(part.matrix(local), tensor) for part in cuts]
-
-
-def _head_dim(parameter: Parameter, weight: Tensor) -> int:
-    _, head_dim = parameter.heads
-    if not head_dim or weight.shape[0] % head_dim:
-        raise InputError(
-            f"{parameter.path}: {weight.shape[0]} rows do not split into heads of {head_dim}"
-        )
-    return head_dim

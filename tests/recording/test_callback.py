@@ -12,7 +12,7 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from conftest import fit, tiny_module
+from helpers.runs import fit, tiny_module
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint

@@ -286,6 +286,7 @@ def test_a_tokenizer_without_an_end_of_text_lists_what_it_has(tmp_path):
     assert load_tokenizer(str(tmp_path / "t.json"), "<e>").end_of_text == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True])
 def test_an_unreachable_hub_is_said_within_five_seconds(monkeypatch, tmp_path, answers):
     """A port that refuses, and one that takes the connection but never answers."""

@@ -10,10 +10,10 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from families import FAMILIES, batch_of, token_loss
+from helpers.families import FAMILIES, batch_of, token_loss
+from helpers.references import attention_weights, geometry, saturation, sink, watch_norms
+from helpers.runs import ROOT
 from lightning.pytorch.loggers import TensorBoardLogger
-from references import attention_weights, geometry, saturation, sink, watch_norms
 
 from lit_gamma import trajectory
 from lit_gamma.callbacks import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from conftest import TINY, tiny_module
+from helpers.runs import TINY, tiny_module
 from torch import nn
 
 from lit_gamma import InputError, diagnose, gamma_init_, gate_attention_

@@ -272,32 +272,3 @@ def test_other_shapes_are_refused(metric, shape):
 def test_update_ratio_refuses_to_broadcast():
     with pytest.raises(ValueError, match=r"\(3, 4\) against \(4,\)"):
         m.update_ratio(torch.ones(3, 4), torch.ones(4))
-
-
-@pytest.mark.parametrize(
-    ("metric_class", "expected"),
-    [
-        (m.MeanCosine, WEIGHT_METRICS[0]),
-        (m.MeanSquaredCosine, WEIGHT_METRICS[1]),
-        (m.MeanAbsoluteCosine, WEIGHT_METRICS[2]),
-        (lambda: m.AlignedFraction(0.5), lambda w: m.aligned_fraction(m.cosine_matrix(w), 0.5)),
-        (m.StableRank, WEIGHT_METRICS[5]),
-        (m.ParticipationRatio, WEIGHT_METRICS[6]),
-        (m.EffectiveRank, WEIGHT_METRICS[7]),
-        (m.UpdateRatio, m.update_ratio),
-    ],
-)
-def test_classes_average_over_matrices_and_merge(metric_class, expected):
-    batch = randn(5, 6, 4), randn(5, 6, 4, seed=1)
-    batch = batch if metric_class is m.UpdateRatio else batch[:1]
-    whole, first, second = metric_class(), metric_class(), metric_class()
-    whole.update(*batch)
-    first.update(*(tensor[:2] for tensor in batch))
-    for index in range(2, 5):
-        second.update(*(tensor[index] for tensor in batch))
-    first.merge_state(second)
-    torch.testing.assert_close(whole.compute(), expected(*batch).mean())
-    torch.testing.assert_close(first.compute(), whole.compute())
-    undefined = torch.full((6, 4), torch.nan)
-    whole.update(*(undefined for _ in batch))
-    assert whole.compute().isnan()

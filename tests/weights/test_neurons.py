@@ -48,23 +48,21 @@ class Experts(nn.Module):
         self.is_concatenated = concatenated
 
 
-def by_name(module: nn.Module, **options) -> dict[str, torch.Tensor]:
-    return {matrix.name: matrix.weight for matrix in neurons(module, **options)}
+def by_name(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {matrix.name: matrix.weight for matrix in neurons(module)}
 
 
 def test_the_rows_are_what_the_layer_computes_with():
     x = torch.randn(7, 6)
     conv1d = nn.ModuleDict({"c_fc": Conv1D(5, 6)})
-    (matrix,) = neurons(conv1d, bias=True)
-    assert (matrix.role, matrix.weight.shape) == ("mlp_up", (5, 7))
-    ones = torch.cat([x, torch.ones(7, 1)], dim=1)
-    torch.testing.assert_close(conv1d["c_fc"](x), ones @ matrix.weight.T)
+    (matrix,) = neurons(conv1d)
+    assert (matrix.role, matrix.weight.shape) == ("mlp_up", (5, 6))
+    torch.testing.assert_close(conv1d["c_fc"](x), x @ matrix.weight.T + conv1d["c_fc"].bias)
 
     image = torch.randn(2, 3, 8, 8)
-    conv = nn.ModuleDict({"c": nn.Conv2d(3, 4, (2, 3))})
-    (matrix,) = neurons(conv, bias=True)
+    conv = nn.ModuleDict({"c": nn.Conv2d(3, 4, (2, 3), bias=False)})
+    (matrix,) = neurons(conv)
     patches = F.unfold(image, (2, 3)).transpose(1, 2)
-    patches = torch.cat([patches, torch.ones(*patches.shape[:2], 1)], dim=2)
     torch.testing.assert_close(conv["c"](image).flatten(2).mT, patches @ matrix.weight.T)
 
     # A transposed convolution of stride 1 is a convolution with the flipped kernel.
@@ -75,18 +73,16 @@ def test_the_rows_are_what_the_layer_computes_with():
     torch.testing.assert_close(up["c"](signal), F.conv1d(signal, kernel, padding=1))
 
 
-def test_multihead_attention_is_split_per_projection_and_per_head():
-    attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    nn.init.normal_(attention.in_proj_bias)
+def test_multihead_attention_is_split_per_projection():
+    attention = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
     x = torch.randn(1, 5, 8)
-    heads = by_name(nn.ModuleDict({"self_attn": attention}), per_head=True, bias=True)
-    ones = torch.cat([x, torch.ones(1, 5, 1)], dim=2)
+    found = by_name(nn.ModuleDict({"self_attn": attention}))
     q, k, v = (
-        torch.stack([ones @ heads[f"self_attn.in_proj_weight.{r}.{i}"].T for i in (0, 1)], dim=1)
-        for r in ("query", "key", "value")
+        (x @ found[f"self_attn.in_proj_weight.{role}"].T).unflatten(2, (2, 4)).transpose(1, 2)
+        for role in ("query", "key", "value")
     )
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    out = torch.cat([mixed, torch.ones(1, 5, 1)], dim=2) @ heads["self_attn.out_proj"].T
+    out = mixed @ found["self_attn.out_proj"].T
     torch.testing.assert_close(out, attention(x, x, x)[0])
 
 
@@ -189,12 +185,10 @@ def sharded_against_whole(rank: int, world: int, port: int, failures) -> None:
             for module in (whole, sharded)
         ]
         assert audits[0] == audits[1]
-        for bias in (False, True):
-            pairs = zip(neurons(whole, bias=bias), neurons(sharded, bias=bias), strict=True)
-            for expected, got in pairs:
-                assert got.weight.shape == expected.weight.shape
-                full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
-                assert torch.equal(full, expected.weight), expected.name
+        for expected, got in zip(neurons(whole), neurons(sharded), strict=True):
+            assert got.weight.shape == expected.weight.shape
+            full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
+            assert torch.equal(full, expected.weight), expected.name
         if rank == 0:
             # Names and shapes are asked for on rank 0 alone: no collective may hide in there.
             assert [m.weight.shape for m in neurons(sharded)]

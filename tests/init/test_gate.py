@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, batch_of, token_loss
+from helpers.families import FAMILIES, batch_of, token_loss
 from torch import nn
 
 from lit_gamma import InputError, gamma_init_, gate_attention_, neurons

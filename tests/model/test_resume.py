@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_gamma import InputError, LanguageModel, OptimizerConfig, TransformerConfig
 from lit_gamma.data import Source, StreamedText, Text, token_stream
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = 14
 
 
@@ -135,6 +135,7 @@ def in_two_processes(corpus: Path, *part: str) -> Iterator[subprocess.Popen]:
         processes.wait()
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_weights_after_a_kill_at_random(corpus):
     n = random.randint(1, 30)
     print(f"to be killed after {n} steps of 40")  # shown if the test fails

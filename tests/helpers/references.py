@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from families import HEADS, Encoder
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from helpers.families import HEADS, Encoder
 from lit_gamma import metrics
 
 NULLS = {

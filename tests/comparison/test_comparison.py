@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from helpers.runs import ROOT
 
 from lit_gamma import trajectory
 from lit_gamma.comparison import Comparison, Run, align, curves, learnt, loss_differences

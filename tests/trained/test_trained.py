@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from helpers.runs import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,14 +12,13 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import Snapshots, fit, tiny_module
+from helpers.runs import Noisy, Snapshots, fit, tiny_module
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_probes import Noisy
 from torch.nn.functional import cross_entropy
 
 from lit_gamma import InputError, LanguageModel, TransformerConfig, trajectory

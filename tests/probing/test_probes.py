@@ -7,11 +7,10 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import fit, tiny_module
+from helpers.references import sink
+from helpers.runs import Noisy, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
-from references import sink
-from torch import nn
-from torchmetrics import MeanMetric
+from torch import Tensor, nn
 
 from lit_gamma import InputError, Transformer, gamma_init_, metrics, trajectory
 from lit_gamma.callbacks import AttentionSink, NormSaturation, Schedule
@@ -139,6 +138,49 @@ def test_llama_s_grouped_heads_attend_as_it_says_itself(implementation):
         assert expected["entropy_over_null"].max() < 0.99  # far enough from uniform to tell
 
 
+EARLY = nn.functional.scaled_dot_product_attention  # A name that was bound before anybody watched.
+
+
+class Attends(nn.Module):
+    """Four ways to the same attention of one head, and torch.nn.MultiheadAttention."""
+
+    def __init__(self):
+        super().__init__()
+        self.multi = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+
+    def forward(self, x):
+        q = x[:, None]
+        logits = q @ q.mT / 8**0.5
+        softmaxes = (nn.functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+        return [
+            EARLY(q, q, q),
+            *(softmax(logits, -1) @ q for softmax in softmaxes),
+            *self.multi(x, x, x),
+            *self.multi(x, x, x, need_weights=False),
+            *self.multi(x, x, x, average_attn_weights=False),
+        ]
+
+
+def test_attention_is_seen_whatever_it_is_called_by_and_comes_out_the_same():
+    x = torch.randn(3, 5, 8)
+    module = Attends()
+    expected = module(x)
+    with undisturbed(module), watched_attention(module) as seen:
+        out = module(x)
+    assert [each.path for each in seen] == [*[""] * 5, *["multi"] * 3]
+    for got, value in zip(out, expected, strict=True):
+        if value is None:
+            assert got is None
+        else:
+            torch.testing.assert_close(got, value)
+    one_head = sink(torch.softmax(x @ x.mT / 8**0.5, -1)[:, None].double().numpy(), causal=False)
+    two_heads = sink(expected[-1].detach().double().numpy(), causal=False)
+    for each in seen:
+        reference = one_head if each.path == "" else two_heads
+        for name in ("first_token_mass", "entropy"):
+            np.testing.assert_allclose(each.values[name].detach(), reference[name], rtol=1e-5)
+
+
 def test_attention_weights_are_those_of_torch():
     generator = torch.Generator().manual_seed(0)
     q, k, v, bias = (torch.randn(s, generator=generator) for s in (
@@ -148,36 +190,6 @@ def test_attention_weights_are_those_of_torch():
         weights = metrics.attention_weights(q, k, enable_gqa=True, **options)
         out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
         torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out)
-
-
-class Noisy(lightning.LightningModule):
-    """All that a careless probe would disturb: randomness, buffers, metrics, logs."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(110, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.3, batch_first=True)
-        self.encoder = torch.compile(nn.TransformerEncoder(layer, 1), backend="eager")
-        self.batch_norm = nn.BatchNorm1d(9)
-        self.frozen = nn.Dropout(0.5).eval()
-        self.head = nn.Linear(16, 110)
-        self.mean = MeanMetric()
-        self.register_buffer("calls", torch.zeros(()))
-        self.modes = []
-
-    def training_step(self, batch, batch_idx):
-        x = self.frozen(self.batch_norm(self.encoder(self.embedding(batch["input_ids"]))))
-        x = x + 0.1 * torch.randn_like(x) * np.random.rand()
-        self.calls += 1
-        labels = batch["labels"][:, -1]
-        loss = nn.functional.cross_entropy(self.head(x)[:, -1], labels)
-        self.mean.update(loss.detach())
-        self.log("loss", loss, on_step=False, on_epoch=True)
-        self.modes.append((self.training, self.frozen.training))
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
 def test_training_does_not_notice_the_probe(tmp_path):

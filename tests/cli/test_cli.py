@@ -18,7 +18,7 @@ import numpy as np
 import pandas
 import pytest
 import yaml
-from conftest import ROOT, TINY
+from helpers.runs import ROOT, TINY
 
 from lit_gamma import trajectory
 
@@ -29,6 +29,7 @@ def files_under(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_run(
     workspace, command_line, capsys
 ):
@@ -73,6 +74,7 @@ def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_r
     assert re.search(rf"val/seen/accuracy\W+{accuracy:.6g}", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_config_of_another_directory_brings_its_workspace_s_callbacks(tmp_path):
     arguments = [f"--config={ROOT}/configs/anchor.yaml", *TINY[1:], "--trainer.max_steps=2"]
     subprocess.run(
@@ -84,6 +86,7 @@ def test_a_config_of_another_directory_brings_its_workspace_s_callbacks(tmp_path
     assert "anchor_reasoning" in trajectory.load(tmp_path / RUN)
 
 
+@pytest.mark.slow
 def test_text_files_are_learnt(workspace, command_line):
     Path("corpus.jsonl").write_text(
         "\n".join(json.dumps({"body": f"{i} plus {i} is {2 * i}.", "n": i}) for i in range(400))
@@ -208,6 +211,7 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "strategy"),
     [
@@ -287,6 +291,7 @@ def training(workspace: Path, *arguments: str) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace, command_line):
     with training(workspace, "--trainer.max_steps=100000") as process:
         process.send_signal(signal.SIGINT)
@@ -305,6 +310,7 @@ def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace,
     assert list(rows[rows["role"] == "lm_head"]["step"]) == list(range(last + 1))
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_record_that_opens(workspace):
     with training(workspace, "--trainer.max_steps=100000") as process:
         time.sleep(0.5)

@@ -9,7 +9,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import fit
+from helpers.runs import fit
 from hypothesis import given
 from hypothesis import strategies as st
 

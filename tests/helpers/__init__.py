@@ -1,0 +1,1 @@
+"""What several tests need: models of others, references, small runs."""
