@@ -16,29 +16,26 @@ from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
 
 
+AT_ONCE = 250
+"""Sequences of one forward: few enough that their activations stay in a CPU's cache."""
+
+
 class AnchorReasoning(TrajectoryCallback):
     """Records how the held-out pairs of :class:`AnchorComposition` are answered.
 
-    Logged, as ``anchor_reasoning/<quantity>``, shares of the unseen validation set, 0 .. 1:
-
-    =========== =================================================================
-    quantity    meaning
-    =========== =================================================================
-    composition answered by composing the two functions: reasoning
-    symmetry    answered as the mirror-image pair is in training: memorizing
-    other       answered otherwise; a uniform guess reads 1 - 2 / vocab_size
-    =========== =================================================================
+    Logged as ``anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers the
+    share 1 - 2 / vocab_size otherwise.
 
     Images, as ``anchor_reasoning/key_embedding``: the embedding of the key tokens on its first two
     principal components, coloured from the smallest key (blue) to the largest (red).
 
     Args:
-        schedule: The steps to record; by default every 50 and four per factor of ten.
-        pictures: The steps to draw; by default four per factor of ten.
+        schedule: The steps to record; by default every 100 and two per factor of ten.
+        pictures: The steps to draw; by default two per factor of ten.
     """
 
-    default_schedule = Schedule(every=50, per_decade=4)
-    default_pictures = Schedule(per_decade=4)
+    default_schedule = Schedule(every=100, per_decade=2)
+    default_pictures = Schedule(per_decade=2)
     quantities: ClassVar[Sequence[Quantity]] = tuple(
         Quantity(
             name, f"share of unseen sequences answered {how}", range="0..1", chart="unseen pair"
@@ -69,8 +66,8 @@ class AnchorReasoning(TrajectoryCallback):
         """Answers the whole unseen validation set."""
         unseen = self.run.data.val_sets["unseen"]
         with self.run.probing():
-            logits = pl_module(unseen.input_ids.to(pl_module.device))
-        answered = logits[:, -1].argmax(-1).cpu()
+            parts = unseen.input_ids.to(pl_module.device).split(AT_ONCE)
+            answered = torch.cat([pl_module(part)[:, -1].argmax(-1) for part in parts]).cpu()
         composed = answered == unseen.answers
         mirrored = (answered == self.run.data.mirrored_answers(unseen)) & ~composed
         shares = torch.stack([composed, mirrored, ~(composed | mirrored)]).float().mean(1, True)
@@ -90,7 +87,7 @@ class AnchorReasoning(TrajectoryCallback):
         x, y = (vectors @ directions[:2].T).T
         share = s[:2].square() / s.square().sum()
 
-        figure = Figure(figsize=(5, 4.2), layout="constrained")
+        figure = Figure(figsize=(5, 4.2), dpi=80)
         axes = figure.add_subplot()
         points = axes.scatter(x, y, c=keys, cmap="coolwarm", s=18)
         figure.colorbar(points, label="key")

@@ -22,17 +22,8 @@ class AttentionSink(ProbeTrajectory):
     it (arXiv 2505.06708). Attention through PyTorch's SDPA and eager attention are seen, others are
     not: build Hugging Face models with ``attn_implementation="sdpa"``.
 
-    Logged, as ``attention_sink/<quantity>/<head>``:
-
-    ================ ============================================================= ==============
-    quantity         meaning                                                       range
-    ================ ============================================================= ==============
-    first_token_mass attention on the first token, mean of all queries but the 1st 0 .. 1
-    entropy          entropy of attention, nats, mean of all queries but the 1st   0 .. ln(length)
-    ================ ============================================================= ==============
-
-    Both stand beside ``<quantity>_over_null``, relative to uniform attention over the same visible
-    keys, which is where small initialization starts: 1 means uniform.
+    Logged as ``attention_sink/<quantity>_over_null/<head>``: the ``quantities`` below over what
+    uniform attention to the same visible keys reads, which is where small initialization starts.
 
     The arguments are those of :class:`ProbeTrajectory`. A layer's attention is held in memory
     whole, some five times samples · heads · length² floats: take fewer samples of long contexts.

@@ -34,17 +34,8 @@ class Condensation(WeightTrajectory):
     see :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair:
     all quantities are NaN.
 
-    Logged, as ``condensation/<quantity>/<matrix>``, or ``<quantity>_over_null`` where there is a
-    null other than 0:
-
-    ==================== ================================== ======= ====================
-    quantity             meaning                            range   null
-    ==================== ================================== ======= ====================
-    mean_squared_cosine  mean cos² between rows             0 .. 1  1 / d_in
-    mean_absolute_cosine mean ``|cos|``                     0 .. 1  ≈ sqrt(2 / (π d_in))
-    aligned_fraction     share of pairs, ``|cos| > 0.9``    0 .. 1  ≈ 0
-    opposed_fraction     share of pairs, cos < -0.9         0 .. 1  ≈ 0
-    ==================== ================================== ======= ====================
+    Logged as ``condensation/<quantity>/<matrix>``, or ``<quantity>_over_null`` where there is a
+    null: the ``quantities`` below.
 
     Images, as ``condensation/cosines/<matrix>``: the cosines between all rows from -1 (blue) over 0
     (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
@@ -67,6 +58,7 @@ class Condensation(WeightTrajectory):
             range="0..1",
             note="null 1/d_in",
             null=lambda n_neurons, d_in: metrics.null_mean_squared_cosine(d_in),
+            null_formula="1 / d",
             chart="cos² ÷ null",
         ),
         Quantity(
@@ -74,6 +66,7 @@ class Condensation(WeightTrajectory):
             "mean |cos| between distinct rows",
             range="0..1",
             null=lambda n_neurons, d_in: metrics.null_mean_absolute_cosine(d_in),
+            null_formula="≈ √(2 / (π d))",
             chart="|cos| ÷ null",
         ),
         Quantity(

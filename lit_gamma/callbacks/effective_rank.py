@@ -23,15 +23,8 @@ class EffectiveRank(WeightTrajectory):
     They see different parts of the spectrum: the effective rank is slow to move, the participation
     ratio and the stable rank follow the few largest values.
 
-    Logged, as ``effective_rank/<quantity>_over_null/<matrix>``; n x d is the matrix's shape:
-
-    =================== ============================= ============== ==============================
-    quantity            meaning                       range          null, see ``lit_gamma.metrics``
-    =================== ============================= ============== ==============================
-    effective_rank      exp(-Σ p ln p), p = s / Σ s   1 .. min(n, d) Marchenko-Pastur quadrature
-    participation_ratio (Σ s²)² / Σ s⁴                1 .. min(n, d) (nd + 2) / (n + d + 1)
-    stable_rank         Σ s² / max s²                 1 .. min(n, d) ≈ nd / (√n + √d)²
-    =================== ============================= ============== ==============================
+    Logged as ``effective_rank/<quantity>_over_null/<matrix>``: the ``quantities`` below, of a
+    matrix of n neurons with d inputs.
 
     Histograms, as ``effective_rank/spectrum/<matrix>``: the singular values in units of the largest
     that a random matrix of this shape and rms has, rms (√n + √d).
@@ -51,6 +44,7 @@ class EffectiveRank(WeightTrajectory):
             "exp of the entropy of s / sum(s) (Roy & Vetterli 2007)",
             range="1..min(n, d)",
             null=metrics.null_effective_rank,
+            null_formula="Marchenko-Pastur quadrature",
             chart="effective rank ÷ null",
         ),
         Quantity(
@@ -58,6 +52,7 @@ class EffectiveRank(WeightTrajectory):
             "sum(s^2)^2 / sum(s^4)",
             range="1..min(n, d)",
             null=metrics.null_participation_ratio,
+            null_formula="(nd + 2) / (n + d + 1)",
             chart="participation ratio ÷ null",
         ),
         Quantity(
@@ -65,6 +60,7 @@ class EffectiveRank(WeightTrajectory):
             "sum(s^2) / max(s^2)",
             range="1..min(n, d)",
             null=metrics.null_stable_rank,
+            null_formula="≈ nd / (√n + √d)²",
             chart="stable rank ÷ null",
         ),
     )

@@ -21,15 +21,8 @@ class NormSaturation(ProbeTrajectory):
     multiplies by a constant, which restrains small initialization (arXiv 2606.17945). The remedy is
     a smaller ε: 1e-12 in place of 1e-5.
 
-    Logged, as ``norm_saturation/<quantity>/<norm>``, for every RMSNorm and LayerNorm:
-
-    ============== ===================================================================== ======
-    quantity       meaning                                                               range
-    ============== ===================================================================== ======
-    epsilon_share  ε / (mean(x²) + ε), with the variance for LayerNorm; mean of vectors  0 .. 1
-    normalized_rms RMS of what comes out before the scale: 1 if ε does not matter        0 .. 1
-    input_rms      RMS of what comes in                                                  0 .. ∞
-    ============== ===================================================================== ======
+    Logged as ``norm_saturation/<quantity>/<norm>``, for every RMSNorm and LayerNorm: the
+    ``quantities`` below; of a LayerNorm with the variance in place of the mean square.
 
     The arguments are those of :class:`ProbeTrajectory`.
     """

@@ -19,14 +19,7 @@ from lit_gamma.trajectory.table import Index, Quantity
 class Overhead(TrajectoryCallback):
     """Records what each trajectory callback costs, on the host, since the recorded step before.
 
-    Logged, as ``overhead/<quantity>/<callback>``:
-
-    ============= ================================================================== ======
-    quantity      meaning                                                            range
-    ============= ================================================================== ======
-    ms_per_step   milliseconds per optimizer step                                    0 .. ∞
-    share_of_step the same as a share of the time of a step without these callbacks  0 .. ∞
-    ============= ================================================================== ======
+    Logged as ``overhead/<quantity>/<callback>``: the ``quantities`` below.
 
     Args:
         schedule: The steps to record, every 100 by default; nothing is known yet at step 0.

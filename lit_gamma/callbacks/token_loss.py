@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gamma.recording.batches import BatchTrajectory, TokenLossOf, token_loss_of
-from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.trajectory.table import Quantity
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -26,14 +25,8 @@ class TokenLoss(BatchTrajectory):
     step, equally many on every rank. The values at step t are the loss of W_t on the batch that
     made W_(t+1).
 
-    Logged, as ``token_loss/<quantity>``, in nats, 0 .. ∞; a uniform guess reads ln(vocab_size):
-
-    ========================= =====================================================
-    quantity                  meaning
-    ========================= =====================================================
-    mean                      mean over the tokens that have a label
-    q05, q25, median, q75, q95 quantiles over these tokens
-    ========================= =====================================================
+    Logged as ``token_loss/<quantity>``: the ``quantities`` below, of the tokens that have a label.
+    A uniform guess reads ln(vocab_size).
 
     Args:
         schedule: The steps to record.
@@ -52,18 +45,9 @@ class TokenLoss(BatchTrajectory):
         ),
     )
 
-    def __init__(
-        self,
-        schedule: Schedule | None = None,
-        overhead: float | None = None,
-        token_loss: TokenLossOf | None = None,
-    ) -> None:
-        super().__init__(schedule, overhead)
-        self.token_loss = token_loss
-
     @override
     def kept(self, outputs: Any, batch: Any) -> Mapping[str, Tensor]:
-        return {"token_loss": token_loss_of(outputs, batch, self.token_loss, "TokenLoss")}
+        return {"token_loss": self.token_loss_of(outputs, batch)}
 
     @override
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

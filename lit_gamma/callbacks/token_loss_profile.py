@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gamma.recording.batches import BatchTrajectory, TokenLossOf, token_loss_of
+from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.described import CountedText
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
@@ -41,18 +41,8 @@ class TokenLossProfile(BatchTrajectory):
     training text, by the DataModule's ``ngram_loss``; without one, or without ``labels`` of the
     shape of the loss in the batch, there are no frequencies.
 
-    Logged, as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens:
-
-    ============== ========================================================================= ======
-    quantity       meaning                                                                   range
-    ============== ========================================================================= ======
-    mean_at_C      mean loss, nats, of tokens with more than C/2 and at most C of context:   0 .. ∞
-                   C = 1, 2, 4, ..., 2048, with no end to the last
-    mean_of_1_in_N mean loss, nats, of tokens that are at least 1 in N and less than 10 in N 0 .. ∞
-                   of the training text: N = 10, 100, ..., 100000, with no end to the last
-    share_from_E   share of the tokens whose loss is at least E nats and less than the next  0 .. 1
-                   edge: E = 0, 0.01, 0.03, 0.1, 0.3, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16
-    ============== ========================================================================= ======
+    Logged as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens: the
+    ``quantities`` below.
 
     Args:
         schedule: The steps to record; by default the first ten and log-spaced ones.
@@ -93,15 +83,7 @@ class TokenLossProfile(BatchTrajectory):
         ),
     )
 
-    def __init__(
-        self,
-        schedule: Schedule | None = None,
-        overhead: float | None = None,
-        token_loss: TokenLossOf | None = None,
-    ) -> None:
-        super().__init__(schedule, overhead)
-        self.token_loss = token_loss
-        self._bin_of_token: Tensor | None = None
+    _bin_of_token: Tensor | None = None
 
     @override
     def start(self, run: Run) -> None:
@@ -114,7 +96,7 @@ class TokenLossProfile(BatchTrajectory):
 
     @override
     def kept(self, outputs: Any, batch: Any) -> Mapping[str, Tensor]:
-        loss = token_loss_of(outputs, batch, self.token_loss, "TokenLossProfile")
+        loss = self.token_loss_of(outputs, batch)
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if self._bin_of_token is None or labels is None or labels.shape != loss.shape:
             return {"token_loss": loss}

@@ -32,23 +32,9 @@ class WeightNorms(TrajectoryCallback):
     singular value lies between ``spectral_norm`` and ``spectral_norm + spectral_norm_error``. Under
     FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices.
 
-    Logged, as ``weight_norms/<quantity>/<matrix>``; n x d is the matrix's shape:
-
-    =================== ====================================================== ================
-    quantity            meaning                                                at initialization
-    =================== ====================================================== ================
-    frobenius_norm      ‖W‖_F                                                  d_in^(-γ) √(nd)
-    rms                 root mean square of the entries                        d_in^(-γ)
-    max_row_norm        norm of the largest neuron
-    spectral_norm       largest singular value, from below                     d_in^(-γ) (√n + √d)
-    spectral_norm_error certificate of the spectral norm                       ≈ 0
-    implied_gamma       -ln(rms) / ln(d_in): the γ whose rule gives this rms   γ
-    mean_cosine         mean cos between distinct rows; -1 .. 1. It misses     0
-                        condensation onto v and -v, see :class:`Condensation`;
-                        NaN of a single neuron, which has no pair
-    update_ratio        ‖W - W'‖_F / ‖W'‖_F, W' the weights of the recorded
-                        step before; NaN at the first
-    =================== ====================================================== ================
+    Logged as ``weight_norms/<quantity>/<matrix>``: the ``quantities`` below. The mean cosine misses
+    condensation onto v and -v, see :class:`Condensation`; it is NaN of a single neuron, which has
+    no pair. The update ratio is NaN at the first recorded step.
 
     Args:
         schedule: The steps to record.

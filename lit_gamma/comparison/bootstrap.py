@@ -74,7 +74,7 @@ def curves(
         classes: The column of classes.
 
     Returns:
-        Part (``set``, ``class``; empty: all) to its curves; parts without tokens are left out.
+        Part (``set``, ``class``; empty for all) to its curves; parts without tokens are left out.
     """
     generator = np.random.default_rng(seed)
     tokens = comparison.tokens
@@ -137,7 +137,7 @@ def loss_differences(comparison: Comparison, found: dict[tuple[str, str], Curves
     """The loss of each part, group and step, and its difference to the reference group.
 
     Returns:
-        Columns ``set``, ``class`` (empty: all), ``step``, ``group``, ``n_runs``, ``n_tokens``,
+        Columns ``set``, ``class`` (empty for all), ``step``, ``group``, ``n_runs``, ``n_tokens``,
         ``n_blocks`` (with such a token); ``loss``, ``loss_low``, ``loss_high``, ``seed_std`` (over
         the runs of the group, NaN for one); ``difference``, ``difference_low``,
         ``difference_high``, nats per token, 95 % intervals; ``contribution``: difference × share
@@ -186,7 +186,7 @@ def learnt(
     steps the loss is taken as linear in log(1 + step). Each resample has its own threshold.
 
     Returns:
-        Columns ``set``, ``class`` (empty: all), ``share``, ``group``, ``threshold`` (nats),
+        Columns ``set``, ``class`` (empty for all), ``share``, ``group``, ``threshold`` (nats),
         ``step``, ``step_low``, ``step_high`` (95 %; ∞: not reached), ``ratio`` to the step of the
         reference group with ``ratio_low`` and ``ratio_high``. NaN where no group ends below start,
         and for the ratio of what neither reached.

@@ -156,7 +156,7 @@ class Text(ResumableDataModule):
             windows: The tokens, each with the n - 1 before it, or -1: shape (n_tokens, n).
 
         Returns:
-            Nats, of the unigram to the n-gram model: shape (n_tokens, n).
+            Nats, of the unigram to the n-gram model, shape (n_tokens, n).
         """
         parts = [training for training, _ in self._parts.values()]
         wanted = shares(_NGRAM_TOKENS, self.weights or [len(part) for part in parts])

@@ -42,7 +42,7 @@ class Diagnosis:
 
     @property
     def exit_code(self) -> int:
-        """For scripts: 2 if there is a warning, else 0."""
+        """What a script exits with, 2 if there is a warning, else 0."""
         return 2 if any(finding.level == "warning" for finding in self.findings) else 0
 
     def __str__(self) -> str:

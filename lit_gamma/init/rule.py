@@ -110,7 +110,7 @@ def gamma_init_(
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
 
     Returns:
-        The audit: for each matrix the expected and the realised std, and what was left alone.
+        The audit, for each matrix the expected and the realised std, and what was left alone.
 
     Raises:
         InputError: γ is not finite, is negative or too large for the dtype, or an override names

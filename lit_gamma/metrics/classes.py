@@ -72,7 +72,7 @@ class MeanAbsoluteCosine(_MeanOverMatrices):
 
 
 class AlignedFraction(_MeanOverMatrices):
-    """Averages `aligned_fraction`, the fraction of pairs of neurons with |cos| > threshold.
+    """Averages `aligned_fraction`, the fraction of pairs of neurons with ``|cos|`` > threshold.
 
     Args:
         threshold: Cosine above which, in absolute value, a pair counts as aligned.

@@ -121,7 +121,7 @@ def mean_absolute_cosine(cosines: Tensor) -> Tensor:
 
 
 def aligned_fraction(cosines: Tensor, threshold: float = 0.9) -> Tensor:
-    """Computes the fraction of pairs of distinct neurons with |cos| > threshold.
+    """Computes the fraction of pairs of distinct neurons with ``|cos|`` > threshold.
 
     Args:
         cosines: Shape (..., n, n), from `cosine_matrix`.
@@ -172,7 +172,7 @@ def sorted_by_alignment(cosines: Tensor) -> Tensor:
         cosines: Shape (..., n, n), from `cosine_matrix`.
 
     Returns:
-        Permutations of shape (..., n), int64; for one matrix, show `cosines[order][:, order]`.
+        Permutations of shape (..., n), int64; for one matrix, show ``cosines[order][:, order]``.
 
     Example:
         >>> sorted_by_alignment(cosine_matrix(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])))

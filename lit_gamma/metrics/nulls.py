@@ -51,7 +51,7 @@ def null_mean_absolute_cosine(d: int) -> float:
 
 @cache
 def null_aligned_fraction(d: int, threshold: float = 0.9) -> float:
-    """Returns P(|cos| > threshold) between independent Gaussian rows of d entries.
+    """Returns P(``|cos|`` > threshold) between independent Gaussian rows of d entries.
 
     The cosine has density ∝ (1-x²)^((d-3)/2) on [-1, 1] (Muirhead, "Aspects of Multivariate
     Statistical Theory", 1982, section 1.5), which x = cos θ turns into sin^(d-2) θ, without a

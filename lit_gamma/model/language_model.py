@@ -135,7 +135,7 @@ class LanguageModel(LightningModule):
         """Mean cross-entropy over the labels that are not ignored.
 
         Returns:
-            ``loss``, and ``token_loss``: detached, in nats, shape (batch, length), NaN where the
+            ``loss``, and ``token_loss``, detached, in nats, shape (batch, length), NaN where the
             label is ignored. Callbacks read it; there is no second forward.
         """
         token_loss = _token_loss(self._logits(batch), batch["labels"])

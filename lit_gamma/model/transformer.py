@@ -145,7 +145,7 @@ class Transformer(nn.Module):
         mask = _mask(start, end, document_ids, x.device)
         for i, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, None, use_reentrant=False)
             else:
                 x = block(x, rotation, mask, cache[i] if cache else None)
         logits: Tensor = self.lm_head(self.norm(x))
@@ -184,11 +184,7 @@ class Block(nn.Module):
         self.mlp = GeluMLP(config) if config.mlp == "gelu" else SwiGLU(config)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         """Maps (batch, length, d_model) to the same shape."""
         x = x + self.attention(self.attention_norm(x), rotation, mask, cache)

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
+from lit_gamma.recording.schedule import Schedule
 
 TokenLossOf = Callable[[Any, Any], Tensor]
 """Makes the loss of every token from what ``training_step`` returned and the batch."""
@@ -55,9 +56,24 @@ class BatchTrajectory(TrajectoryCallback):
 
     The batches of step t were run with the weights W_t; under gradient accumulation they are
     measured together. Subclasses implement :meth:`measure`.
+
+    Args:
+        schedule: The steps to record; every step by default.
+        overhead: See :class:`TrajectoryCallback`.
+        token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
+            every token, of any shape. By default it is the output's ``token_loss``.
     """
 
     needs_batches = True
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        overhead: float | None = None,
+        token_loss: TokenLossOf | None = None,
+    ) -> None:
+        super().__init__(schedule, overhead)
+        self.token_loss = token_loss
 
     def kept(self, outputs: Any, batch: Any) -> Any:
         """What :meth:`measure` needs of a batch; by default what ``training_step`` returned."""
@@ -74,6 +90,23 @@ class BatchTrajectory(TrajectoryCallback):
             dimension; always the same names.
         """
         raise NotImplementedError
+
+    def token_loss_of(self, outputs: Any, batch: Any) -> Tensor:
+        """The loss of a batch's tokens, detached, in nats, NaN where there is no label.
+
+        Raises:
+            InputError: ``training_step`` does not return it, and no function was given.
+        """
+        if self.token_loss is not None:
+            return self.token_loss(outputs, batch).detach()
+        if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
+            name = type(self).__name__
+            raise InputError(
+                f"{name} finds no token_loss in what training_step returns; return it beside loss, "
+                f"or give {name}(token_loss=function of outputs and batch)"
+            )
+        loss: Tensor = outputs["token_loss"]
+        return loss
 
     @override
     def start(self, run: Run) -> None:
@@ -93,26 +126,3 @@ class BatchTrajectory(TrajectoryCallback):
                 values = self.measure(outputs)
                 self.record(step, {name: value[None] for name, value in values.items()})
                 self._last_step = step
-
-
-def token_loss_of(outputs: Any, batch: Any, given: TokenLossOf | None, name: str) -> Tensor:
-    """The loss of a batch's tokens, detached.
-
-    Args:
-        outputs: What ``training_step`` returned.
-        batch: The batch.
-        given: The user's function; by default the output's ``token_loss`` is taken.
-        name: The callback that asks.
-
-    Raises:
-        InputError: There is neither.
-    """
-    if given is not None:
-        return given(outputs, batch).detach()
-    if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
-        raise InputError(
-            f"{name} finds no token_loss in what training_step returns; return it beside loss, or "
-            f"give {name}(token_loss=function of outputs and batch)"
-        )
-    loss: Tensor = outputs["token_loss"]
-    return loss

@@ -84,7 +84,7 @@ class TrajectoryCallback(Callback):
 
     @property
     def name(self) -> str:
-        """Name of the table and first part of the tags: the class name in snake case."""
+        """Name of the table and first part of the tags, the class name in snake case."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property

@@ -40,7 +40,7 @@ class TextLoss:
 
     @property
     def bits_per_byte(self) -> float:
-        """Total loss in bits per byte of the text: comparable between tokenizers."""
+        """Total loss in bits per byte of the text, comparable between tokenizers."""
         return self.loss * self.n_tokens / self.n_bytes / math.log(2)
 
 

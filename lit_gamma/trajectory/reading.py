@@ -80,7 +80,7 @@ def tokens(run_dir: str | Path) -> pd.DataFrame:
         run_dir: The run's directory.
 
     Returns:
-        A row per step and token: ``step``, ``loss`` (nats, float16), and what the token is:
+        A row per step and token, with ``step``, ``loss`` (nats, float16), and what it is,
         ``token`` (its number), ``set``, ``block``, ``position``, ``token_id``, ``text``, ``class``,
         its loss under n-grams and with truncated contexts. ``attrs["probe"]`` is the hash.
 
@@ -125,7 +125,7 @@ def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, A
         tables: What :func:`load` returns.
 
     Returns:
-        ``strongest_condensation`` and ``lowest_effective_rank``: role to step and value. Empty
+        ``strongest_condensation`` and ``lowest_effective_rank``, role to step and value. Empty
         where the run has no such record.
     """
     return {

@@ -25,6 +25,7 @@ class Quantity:
         note: What is worth saying besides, such as its value at initialization.
         null: What it reads on average on an i.i.d. Gaussian matrix, a function of n_neurons and
             d_in; the record then has the column ``<name>_over_null`` too.
+        null_formula: The same in words or as a formula in n and d, for the documentation.
         chart: Title of the chart in TensorBoard that shows it, over its null if it has one.
     """
 
@@ -34,6 +35,7 @@ class Quantity:
     range: str = ""
     note: str = ""
     null: Callable[[int, int], float] | None = None
+    null_formula: str = ""
     chart: str | None = None
 
     def __str__(self) -> str:

@@ -40,7 +40,7 @@ class NeuronMatrix:
 
     @property
     def label(self) -> str:
-        """Short name for charts: ``layer0.query``, ``lm_head``."""
+        """Short name for charts, ``layer0.query``, ``lm_head``."""
         name = self.name.rpartition(".")[2] if self.role == "other" else self.role
         return name if self.layer is None else f"layer{self.layer}.{name}"
 

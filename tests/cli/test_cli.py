@@ -150,6 +150,7 @@ def test_the_readme_s_own_code_prints_the_audit_and_a_rank_near_its_null(capsys)
 BROKEN = "raise RuntimeError('oh')\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "files", "message"),
     [

@@ -164,6 +164,7 @@ def markov_losses(generator, n_blocks, length, stay=0.8):
     return np.stack([np.full(chain.shape, np.log(2)), chain]).reshape(2, 1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "least", "most"), [(24, 0.89, 0.98), (8, 0.86, 0.96), (4, 0.65, 0.88)]
 )
@@ -180,6 +181,7 @@ def test_intervals_hold_what_a_markov_source_says(n, least, most):
     assert least <= np.mean(held) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "least", "most"), [(5, 0.89, 0.98), (2, 0.82, 0.94)])
 def test_intervals_hold_blocks_and_seeds_that_vary(seeds, least, most):
     """Tokens of a block go together, seeds shift all of them: single tokens would mislead."""

@@ -84,6 +84,7 @@ def fit(kind: type[Text], corpus: Path, folder: Path, **options) -> Path:
     return folder / f"step={steps}.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "accumulate"), [(Text, 1), (Text, 3), (StreamedText, 1), (StreamedText, 2)]
 )

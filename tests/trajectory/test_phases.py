@@ -41,6 +41,7 @@ def test_a_peak_without_noise_is_found_within_its_neighbours(steps, sign):
     assert found.expansion_low < onset < found.expansion_high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.02, 0.08])
 def test_intervals_hold_the_peak_as_often_as_they_say(noise):
     found = [find_phases(LOG_SPACED, noisy(bump(LOG_SPACED), noise, seed), 1) for seed in range(60)]
@@ -50,6 +51,7 @@ def test_intervals_hold_the_peak_as_often_as_they_say(noise):
     assert 1.2 < width < (2 if noise == 0.02 else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [LOG_SPACED, EVERY])
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.2])
 def test_a_flat_curve_has_no_phase(steps, noise):

@@ -168,6 +168,7 @@ def recorded(module: Module, tmp_path, *callbacks):
     return trajectory.load(trainer.log_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
     module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
