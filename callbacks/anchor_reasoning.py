@@ -15,7 +15,6 @@ from lit_gamma import InputError
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
 
-
 AT_ONCE = 250
 """Sequences of one forward: few enough that their activations stay in a CPU's cache."""
 

@@ -62,7 +62,7 @@ class GammaInit(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lightning hook: a checkpoint is being restored."""
+        """Notes that a checkpoint is being restored."""
         self._restored = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

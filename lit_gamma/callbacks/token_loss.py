@@ -60,7 +60,7 @@ class TokenLoss(BatchTrajectory):
 
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        loss = measured["token_loss"]  # The losses of many steps are sorted faster at once.
+        loss = measured["token_loss"]
         quantiles = torch.nanquantile(loss, _levels(loss.device), dim=1).unbind()
         return {"mean": measured["mean"], **dict(zip(_QUANTILES, quantiles, strict=True))}
 

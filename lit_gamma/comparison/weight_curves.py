@@ -14,7 +14,7 @@ _POINTS = 90
 
 
 Recorded = list[dict[str, pd.DataFrame]]
-"""Of each run, the tables that :data:`lit_gamma.trajectory.phase_finding.QUANTITIES` are in."""
+"""Each run's tables that :data:`lit_gamma.trajectory.phase_finding.QUANTITIES` are in."""
 
 
 def recorded(comparison: Comparison) -> Recorded:

@@ -161,7 +161,7 @@ class AnchorComposition(ResumableDataModule):
         return sequences.answers + torch.tensor(turns)
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: generates the sequences."""
+        """Generates the sequences."""
         generator = torch.Generator().manual_seed(self.seed)
         self.train_set = self.sequences(self.n_train, self.trained_pairs, False, generator)
         self.val_sets = {

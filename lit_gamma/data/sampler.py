@@ -11,6 +11,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DistributedSampler
+from typing_extensions import override
 
 _EPOCH_STRIDE = 1_000_003  # So that the second epoch of one seed is not the first of the next.
 
@@ -102,7 +103,7 @@ class MixedBatches(ShuffledBatches):
 
     def _permutation(self, source: int, size: int, i: int) -> Tensor:
         state = np.random.SeedSequence([self.seed, source, i]).generate_state(1, np.uint64)
-        return torch.randperm(size, generator=torch.Generator().manual_seed(int(state[0] >> 1)))
+        return torch.randperm(size, generator=torch.Generator().manual_seed(int(state[0]) >> 1))
 
 
 def shares(n: int, weights: Sequence[float]) -> list[int]:
@@ -148,13 +149,13 @@ class ResumableDataModule(LightningDataModule):
         return self._batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: the number of batches that training has consumed, over all epochs."""
+        """The number of batches that training has consumed, over all epochs."""
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return {"consumed": progress.processed}  # type: ignore[attr-defined]
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`."""
         # Lightning cannot know that the order below resumes exactly.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         self._consumed = state_dict["consumed"]

@@ -42,11 +42,11 @@ class StreamedText(Text):
         self._stream: TokenStream | None = None
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: cuts the validation texts into blocks."""
+        """Cuts the validation texts into blocks."""
         self.val_sets = {name: self._blocks(tokens) for name, tokens in self._kept.items()}
 
     def prepare_data(self) -> None:
-        """Lightning hook: reads the validation texts once, before any run directory is made."""
+        """Reads the validation texts once, before any run directory is made."""
         self._kept  # noqa: B018 (kept for setup)
 
     def train_dataloader(self) -> Batches:
@@ -74,7 +74,7 @@ class StreamedText(Text):
         return np.full(windows.shape, np.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: where every process stands in its stream, and the tokenizer."""
+        """Where every process stands in its stream, and the tokenizer."""
         state = super().state_dict()
         assert self._stream is not None
         streams = [self._stream.state_dict(state["consumed"])]
@@ -84,7 +84,7 @@ class StreamedText(Text):
         return {**state, "streams": streams}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`.
+        """See :meth:`state_dict`.
 
         Raises:
             InputError: Another tokenizer, number of sources or number of processes than before.

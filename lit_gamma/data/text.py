@@ -116,11 +116,11 @@ class Text(ResumableDataModule):
         return load_tokenizer(str(folder / "tokenizer.json"), self.end_of_text)
 
     def prepare_data(self) -> None:
-        """Lightning hook: reads the sources once, before any run directory is made."""
+        """Reads the sources once, before any run directory is made."""
         self._parts  # noqa: B018 (kept for setup)
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: cuts the streams into training and validation blocks."""
+        """Cuts the streams into training and validation blocks."""
         self.train_set = Concatenated([self._blocks(train) for train, _ in self._parts.values()])
         self.val_sets = {name: self._blocks(val) for name, (_, val) in self._parts.items()}
 
@@ -163,7 +163,7 @@ class Text(ResumableDataModule):
         return cached_ngram_loss(self.cache, parts, wanted, self.vocab_size, windows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning hook: how far training has come, and the tokenizer."""
+        """How far training has come, and the tokenizer."""
         backend = self.tokenizer.backend
         return {
             **super().state_dict(),
@@ -172,7 +172,7 @@ class Text(ResumableDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning hook: see :meth:`state_dict`.
+        """See :meth:`state_dict`.
 
         Raises:
             InputError: The checkpoint was trained with another tokenizer.

@@ -39,7 +39,7 @@ def picture(image: Image.Image, compress_level: int = -1) -> Summary.Image:
 
 
 def write_values(writer: SummaryWriter, values: Iterable[Summary.Value], step: int) -> None:
-    """Writes many values of a step at once, which is a hundred times cheaper than one by one."""
+    """Writes all values of a step in one summary."""
     events = writer._get_file_writer()  # type: ignore[no-untyped-call]
     events.add_summary(Summary(value=values), step)
 

@@ -19,7 +19,7 @@ from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.tensorboard import picture, write_values
 
 PICTURED_TOKENS = 768
-"""Most tokens of a validation set that are drawn: each byte of an image costs 0.1 µs of Python."""
+"""Most tokens of a validation set that are drawn."""
 
 _COLUMNS, _FONT_SIZE = 96, 13
 _COLOURS = (colormaps["Reds"](np.linspace(0, 0.6, 33), bytes=True)[:, :3]).flatten().tolist()
