@@ -55,7 +55,7 @@ class Overhead(TrajectoryCallback):
     @override
     def start(self, run: Run) -> None:
         self._billed = torch.zeros(len(run.callbacks), dtype=torch.float64)
-        self._since_step, self._since = run.step, time.perf_counter()
+        self._since_step, self._clock = run.step, time.perf_counter()
         super().start(run)
 
     @override
@@ -64,10 +64,10 @@ class Overhead(TrajectoryCallback):
         billed = torch.tensor([callback.seconds for callback in run.callbacks]).double()
         spent, elapsed, steps = (
             billed - self._billed,
-            now - self._since,
+            now - self._clock,
             run.step - self._since_step,
         )
-        self._billed, self._since_step, self._since = billed, run.step, now
+        self._billed, self._since_step, self._clock = billed, run.step, now
         return {
             "ms_per_step": spent * 1e3 / steps,
             "share_of_step": spent / (elapsed - spent.sum()),

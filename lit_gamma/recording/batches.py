@@ -115,12 +115,15 @@ class BatchTrajectory(TrajectoryCallback):
 
     @override
     def collect(self, outputs: Any, batch: Any) -> None:
-        if self.due(self._batches.step):
+        skipped = outputs is None or (isinstance(outputs, Mapping) and not outputs)
+        if not skipped and self.came(self.due, self._batches.step):
             self._batches.add(self.kept(outputs, batch))
 
     @override
     def measure_if_due(self) -> None:
         step, outputs = self._batches.finished(self.run.step)
+        if step < self.run.step:
+            self._since = step
         if outputs and step > self._last_step:
             with self.budget.billed("record"):
                 values = self.measure(outputs)

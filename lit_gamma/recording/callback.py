@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,6 +81,7 @@ class TrajectoryCallback(Callback):
         self._path: Path | None = None
         self._last_step = -1
         self._last_drawn = -1
+        self._since = -1
 
     @property
     def name(self) -> str:
@@ -155,7 +156,15 @@ class TrajectoryCallback(Callback):
 
     def draws(self, step: int) -> bool:
         """Whether a picture of a step is to be drawn, and is not drawn yet."""
-        return self.pictures is not None and step > self._last_drawn and self.pictures.due(step)
+        pictures = self.pictures
+        return pictures is not None and step > self._last_drawn and self.came(pictures.due, step)
+
+    def came(self, due: Callable[[int], bool], step: int) -> bool:
+        """Whether a step is due, or one that was jumped over since the last time.
+
+        With several optimizers one batch may take several steps.
+        """
+        return any(due(passed) for passed in range(self._since + 1, step + 1))
 
     def take(self) -> None:
         """Records the current weights."""
@@ -186,6 +195,8 @@ class TrajectoryCallback(Callback):
             run: The training, at the step from which it starts.
         """
         self.budget.start(run.device)
+        self._since = run.step - 1
+        self._failed_to_draw = False
         if run.step == 0:
             self._last_step = self._last_drawn = -1
         earlier, self._path = (
@@ -201,8 +212,13 @@ class TrajectoryCallback(Callback):
                 write_layout(run.writer, [callback.table() for callback in run.callbacks])
         self.measure_if_due()
 
+    def continues(self, folder: Path) -> bool:
+        """Whether the record that this callback goes on with is in a run's folder."""
+        path = self._path
+        return path is not None and path.parent == folder.absolute() / "trajectory"
+
     def before(self, batch: Any) -> None:
-        """A batch is about to be trained on: frees what the last step's callbacks shared."""
+        """A batch is about to be trained on: frees what callbacks shared."""
         self.run.weights.release()
 
     def collect(self, outputs: Any, batch: Any) -> None:
@@ -256,15 +272,29 @@ class TrajectoryCallback(Callback):
 
     def measure_if_due(self) -> None:
         """Records and draws the current weights, unless that is done already or not due."""
-        run, step = self.run, self.run.step
-        if step > self._last_step and self.due(step):
+        step = self.run.step
+        if step > self._last_step and self.came(self.due, step):
             with self.budget.billed("record"), torch.no_grad():
                 self.take()
             self._last_step = step
         if self.draws(step):
             with self.budget.billed("pictures"), torch.no_grad():
-                self.draw(run.trainer, run.module, run.writer)
+                self._draw()
             self._last_drawn = step
+        self._since = step
+
+    def _draw(self) -> None:
+        """Draws; a picture that fails is left out, as it must not end training."""
+        run = self.run
+        try:
+            self.draw(run.trainer, run.module, run.writer)
+        except Exception as error:  # Whatever a plotting library raises.
+            if not self._failed_to_draw:
+                run.warn(
+                    f"{self.name}: the picture of step {run.step} cannot be drawn "
+                    f"({type(error).__name__}: {error}); training goes on without it"
+                )
+            self._failed_to_draw = True
 
     def table(self) -> Table:
         """What is recorded of this run."""
@@ -337,7 +367,10 @@ class TrajectoryCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.finish(completed=False)
+        try:
+            self.finish(completed=False)
+        except Exception as error:  # It must not cost the other callbacks their records.
+            self.run.warn(f"{self.name}: the end of its record is lost ({error})")
 
 
 def trajectory_callbacks(trainer: Trainer) -> list[TrajectoryCallback]:

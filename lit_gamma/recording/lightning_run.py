@@ -21,9 +21,11 @@ def run_of(
     trainer: Trainer, pl_module: LightningModule, callbacks: Sequence[TrajectoryCallback]
 ) -> Run:
     """Makes the :class:`Run` of a fit that starts; all ranks must, as they agree on the folder."""
-    return Run(
+    dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+    run = Run(
         module=pl_module,
         folder=Path(trainer.log_dir or trainer.default_root_dir),
+        dry=bool(dry),
         callbacks=callbacks,
         step=trainer.global_step,
         total_steps=trainer.estimated_stepping_batches,
@@ -34,6 +36,9 @@ def run_of(
         precision=trainer.precision_plugin.train_step_context,
         hyperparameters={k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
     )
+    if callbacks and not run.dry:
+        run.claim()
+    return run
 
 
 def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -42,6 +43,7 @@ class Run:
         data: What the batches come from, such as a LightningDataModule.
         writer: TensorBoard's writer; None without one and off rank 0.
         validation: Gives the validation sets by name; each yields batches.
+        dry: Whether nothing is to be written, as in a trial run.
         precision: Opens the precision that training runs forwards in.
         hyperparameters: What the module was made with, for the record's metadata.
     """
@@ -56,6 +58,7 @@ class Run:
     writer: SummaryWriter | None = None
     validation: Callable[[], Mapping[str, Iterable[Any]]] = dict
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    dry: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,11 @@ class Run:
     @property
     def writes(self) -> bool:
         """Whether this process writes the record: all measure, rank 0 writes."""
+        return not self.dry and self.first
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
         return not dist.is_initialized() or dist.get_rank() == 0
 
     @property
@@ -94,6 +102,22 @@ class Run:
         with undisturbed(self.module), self.precision():
             yield
 
+    def claim(self) -> None:
+        """Takes a folder that holds no other run's record, by making ``trajectory/`` in it.
+
+        A record is continued where its callbacks left it; where another run's is, this one takes
+        the first free of ``run-2``, ``run-3``, ... in the folder.
+        """
+        asked = self.folder
+        continued = self.step > 0 and any(c.continues(asked) for c in self.callbacks)
+        if self.writes and not continued:
+            numbers = itertools.count(2)
+            while not _made(self.folder / "trajectory"):
+                self.folder = asked / f"run-{next(numbers)}"
+        self.folder = self.agree(self.folder)
+        if self.folder != asked:
+            self.warn(f"{asked} holds another run's record; this one goes to {self.folder}")
+
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         values = [value]
@@ -103,5 +127,16 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Warns once, however many processes there are."""
-        if self.writes:
+        if self.first:
             warnings.warn(message, stacklevel=3)
+
+
+def _made(folder: Path) -> bool:
+    """Whether this process has made a folder, or nobody can: no two processes make the same."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return not folder.is_dir()  # A file in the way: the record warns when it is written.
+    except OSError:
+        return True
+    return True

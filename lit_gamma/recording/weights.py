@@ -92,7 +92,7 @@ class WeightTrajectory(TrajectoryCallback):
     @override
     def take(self) -> None:
         step = self.run.step
-        positions = None if self.schedule.due(step) else self._turn(step)
+        positions = None if self.came(self.schedule.due, step) else self._turns_since(step)
         for group in self.run.weights.groups(step, positions):
             with side_stream(group.weight.device):
                 self.record(step, self.measure(group), group.positions)
@@ -111,6 +111,11 @@ class WeightTrajectory(TrajectoryCallback):
         super().load_state_dict(state_dict)
         if self.matrices_per_step is None:  # A number given by the user stays.
             self.matrices_per_step = state_dict["matrices_per_step"]
+
+    def _turns_since(self, step: int) -> list[int]:
+        """Positions of the matrices whose turn it is, or came at a step that was jumped over."""
+        turns = (self._turn(passed) for passed in range(self._since + 1, step + 1))
+        return sorted({position for turn in turns for position in turn})
 
     def _turn(self, step: int) -> list[int]:
         """Positions of the matrices whose turn a step is: a function of the step alone."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import ArrowStream, read_batches
 from lit_gamma.trajectory.layouts import Measured, Rows
 from lit_gamma.trajectory.table import Table
@@ -52,6 +53,9 @@ class Recorder:
         writer: TensorBoard's writer, if there is one.
         kept: Batches of an earlier record to continue.
         settle: See :data:`Settle`.
+
+    Attributes:
+        holes: First and last steps that are missing, as the file could not be written.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class Recorder:
         self._shown = None if writer is None else Scalars(writer, table)
         self._pending: list[_Pending] = []
         self._n_bytes = 0
+        self._names: list[str] = []
         self._stream: ArrowStream | None = None
-        self._warned = False
+        self.holes: list[tuple[int, int]] = []
         if kept:
             self._continue(kept)
 
@@ -87,6 +92,7 @@ class Recorder:
             items: Positions of the items measured; all by default.
         """
         positions = np.arange(self.table.n_items) if items is None else np.asarray(items)
+        self._check(values, len(positions))
         detached = {name: value.detach() for name, value in values.items()}
         self._pending.append(_Pending(step, time.time(), positions, detached))
         self._n_bytes += sum(value.nbytes for value in detached.values())
@@ -106,10 +112,13 @@ class Recorder:
         """Writes what is pending: one transfer from the device, one batch."""
         if not self._pending:
             return
-        measured = self._measured()
+        try:
+            measured = self._measured()
+        except BaseException:
+            self._forget()  # What cannot be settled now will not be settled later.
+            raise
         walltimes = {pending.step: pending.walltime for pending in self._pending}
-        self._pending.clear()
-        self._n_bytes = 0
+        self._forget()
         over_null = {
             f"{name}_over_null": measured.values[name] / null[measured.items]
             for name, null in self.table.nulls.items()
@@ -119,7 +128,7 @@ class Recorder:
         try:
             self._write(measured)
         except OSError as error:
-            self._warn_of_hole(measured.steps, error)
+            self._note_hole(measured.steps, error)
         if self._shown is not None:
             self._shown.write(measured, walltimes)
 
@@ -129,11 +138,33 @@ class Recorder:
         if self._stream is not None:
             self._stream.close()
 
+    def _check(self, values: Mapping[str, Tensor], n_items: int) -> None:
+        """Refuses what would end up in another item's row."""
+        for name, value in values.items():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n_items:
+                raise InputError(
+                    f"{self.table.name}: {name} is {shape}; it must be a tensor with one value for "
+                    f"each of the {n_items} items measured"
+                )
+
+    def _check_names(self, settled: Sequence[Mapping[str, Tensor]]) -> list[str]:
+        """The quantities' names; refuses what would end up in another column, or in none."""
+        names = self._names or list(settled[0])
+        for quantities in settled:
+            if quantities.keys() != set(names):
+                raise InputError(
+                    f"{self.table.name}: the quantities are {', '.join(quantities)}, but were "
+                    f"{', '.join(names)} before; they must be the same at every step"
+                )
+        self._names = names
+        return names
+
     def _measured(self) -> Measured:
         """What is pending, settled, on the host, sorted by step and item."""
         alike = [list(group) for _, group in groupby(self._pending, key=_Pending.shapes)]
         settled = [self._settle(_joined(group)) for group in alike]
-        quantities = list(settled[0])
+        quantities = self._check_names(settled)
         stacked = [torch.stack([v[q].float() for q in quantities], dim=-1) for v in settled]
         block = torch.cat(stacked).cpu().numpy()
         items = np.concatenate([pending.items for pending in self._pending])
@@ -143,28 +174,36 @@ class Recorder:
         values = {name: block[:, i] for i, name in enumerate(quantities)}
         return Measured(steps[order], items[order], values)
 
+    def _forget(self) -> None:
+        self._pending.clear()
+        self._n_bytes = 0
+
     def _write(self, measured: Measured) -> None:
         if self._stream is None:
             metadata = {"lit_gamma": json.dumps(self.table.metadata, default=str)}
             schema = self._layout.schema(list(measured.values), metadata)
             self._stream = ArrowStream(self.path, schema)
-        self._stream.append(self._layout.written(measured))
+        try:
+            self._stream.append(self._layout.written(measured))
+        except FileNotFoundError:
+            self._stream = None  # A new file is made at the next flush.
+            raise
 
-    def _warn_of_hole(self, steps: npt.NDArray[np.int64], error: OSError) -> None:
-        if not self._warned:
-            self._warned = True
+    def _note_hole(self, steps: npt.NDArray[np.int64], error: OSError) -> None:
+        if not self.holes:
             warnings.warn(
                 f"{self.path} cannot be written ({error}); training goes on, but its record has no "
-                f"steps {steps[0]} to {steps[-1]}, and no later ones until there is room again",
+                f"steps {steps[0]} to {steps[-1]}, and no later ones until it can be written again",
                 stacklevel=2,
             )
+        self.holes.append((int(steps[0]), int(steps[-1])))
 
     def _continue(self, kept: Sequence[pa.RecordBatch]) -> None:
         """Goes on with earlier batches, in a file and in TensorBoard's, begun anew."""
         try:
             self._stream = ArrowStream(self.path, kept[0].schema, kept)
         except OSError as error:
-            self._warn_of_hole(kept[0]["step"].to_numpy(), error)
+            self._note_hole(kept[0]["step"].to_numpy(), error)
         if self._shown is not None:
             for measured in map(self._layout.read, kept):
                 self._shown.write(measured, dict.fromkeys(measured.steps.tolist(), time.time()))
@@ -199,9 +238,9 @@ class _Pending:
     items: npt.NDArray[np.int64]
     values: Mapping[str, Tensor]
 
-    def shapes(self) -> list[torch.Size]:
-        """Of one item's values; items of the same shapes are settled together."""
-        return [value.shape[1:] for value in self.values.values()]
+    def shapes(self) -> list[tuple[str, torch.Size]]:
+        """Names and shapes of one item's values; items with the same ones are settled together."""
+        return [(name, value.shape[1:]) for name, value in self.values.items()]
 
 
 def _joined(pending: Sequence[_Pending]) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, same_d
     first, _ = run(tmp_path / "parts", StopAt(18))
     assert first["condensation"]["step"].max() == 18
     root, version = ("parts", 0) if same_directory else ("elsewhere", None)
-    checkpoint = tmp_path / "ckpt" / "step=14.ckpt"
+    # The second run's checkpoint: the first one's record is another.
+    checkpoint = tmp_path / "ckpt" / "step=14-v1.ckpt"
     got, resumed = run(tmp_path / root, version=version, seed=99, ckpt_path=checkpoint)
 
     shown = EventAccumulator(str(tmp_path / root / f"version_{version or 0}"), {"scalars": 0})
