@@ -184,6 +184,7 @@ class StopAt(lightning.Callback):
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, same_directory):
     def run(root, *callbacks, version=None, **kwargs):
         keep = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=7, save_top_k=-1)
+        torch.manual_seed(0)
         module = tiny_module()
         trainer = fit(
             root, *all_callbacks(), *callbacks, keep, module=module, version=version,
