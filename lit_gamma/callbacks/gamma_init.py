@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from lit_gamma.init.audit import Audit
 from lit_gamma.init.rule import Preset, ResidualScale, checked_rates, gamma_init_
 from lit_gamma.recording.lightning_run import tensorboard_writer
 from lit_gamma.weights.parameters import Roles
+
+_OF_TUNERS = (".lr_find_", ".scale_batch_size_")
+"""How Lightning's tuners name the file in which they keep the start, to put it back."""
 
 
 class GammaInit(Callback):
@@ -59,15 +63,20 @@ class GammaInit(Callback):
         self.audit: Audit | None = None
         self._restored = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes whether the user resumes, before a learning-rate finder loads files of its own."""
+        path = trainer.ckpt_path
+        self._restored = path is not None and not Path(path).name.startswith(_OF_TUNERS)
+
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Notes that a checkpoint is being restored."""
-        self._restored = True
+        """Notes that training goes on; a learning-rate finder puts back the start, at step 0."""
+        self._restored |= checkpoint.get("global_step", 0) > 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the weights, unless they come from training."""
-        if self._restored or trainer.ckpt_path is not None or trainer.global_step > 0:
+        if self._restored or trainer.global_step > 0:
             self._restored = False
             rank_zero_info("GammaInit: training goes on, the weights are left as they are")
             return

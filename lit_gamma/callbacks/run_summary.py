@@ -14,6 +14,7 @@ from lit_gamma.recording.callback import trajectory_callbacks
 from lit_gamma.recording.lightning_run import run_of
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import bill_of, summarize, write_summary
+from lit_gamma.trajectory.jsonable import jsonable
 
 
 class RunSummary(Callback):
@@ -101,4 +102,4 @@ class RunSummary(Callback):
         shown = {f"hp/{name}": v for name, v in metrics if not name.endswith("perplexity")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(compared, shown)
+                logger.log_hyperparams(jsonable(compared), shown)

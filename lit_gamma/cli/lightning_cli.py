@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -80,6 +80,8 @@ class LitGammaCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks = config["callbacks"] or []
         _refuse_twins([type(c).__name__ for c in callbacks if isinstance(c, TrajectoryCallback)])
+        if config["logger"] is False:
+            config["callbacks"] = callbacks = _without_monitors(callbacks)
         bars = [c for c in callbacks if isinstance(c, ProgressBar)]
         if config["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults = {"callbacks": Progress()}
@@ -112,6 +114,14 @@ class LitGammaCLI(LightningCLI):
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
             )
+
+
+def _without_monitors(callbacks: list[Any]) -> list[Any]:
+    """The callbacks that can do without a logger; the others would refuse to start."""
+    left_out = [c for c in callbacks if isinstance(c, LearningRateMonitor)]
+    if left_out:
+        rank_zero_info("trainer.logger is false: LearningRateMonitor is left out")
+    return [c for c in callbacks if c not in left_out]
 
 
 def _refuse_twins(names: list[str]) -> None:

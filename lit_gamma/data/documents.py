@@ -17,7 +17,20 @@ from lit_gamma.errors import InputError
 Piece = tuple[str, bool]
 """Text, and whether its document ends with it."""
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_BUILDERS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
+}
+"""How a compressed file begins: its kind, and what undoes it."""
 _PIECE = 1 << 20  # Characters of a text file that are read at once.
 
 
@@ -47,16 +60,17 @@ class LocalDocuments:
 
     def __iter__(self) -> Iterator[Piece]:
         for file in self.files:
-            if not Path(file).stat().st_size:
-                raise InputError(f"data.data_files: {file} is empty")
-            if builder := _BUILDERS.get(Path(file).suffix):
+            _check_readable(file)
+            if builder := _builder(file):
                 yield from self._rows(file, builder)
             else:
                 yield from _text_file(file)
 
     def stream(self) -> datasets.IterableDataset:
         """The rows of the JSONL or Parquet files, for reading as training goes on."""
-        builders = {_BUILDERS.get(Path(file).suffix, Path(file).suffix) for file in self.files}
+        for file in self.files:
+            _check_readable(file)
+        builders = {_builder(file) or Path(file).suffix for file in self.files}
         if builders not in ({"json"}, {"parquet"}):
             raise InputError(
                 f"data.streaming reads JSONL or Parquet files, all of one kind, not {self.files}; "
@@ -154,6 +168,31 @@ def _expand(patterns: list[str]) -> list[str]:
             raise InputError(f"data.data_files: no file matches {pattern!r}")
         files += found
     return list(dict.fromkeys(files))
+
+
+def _builder(file: str) -> str | None:
+    """What reads a file's rows, by its name; None for plain text."""
+    return _BUILDERS.get(Path(file).suffix.lower())
+
+
+def _check_readable(file: str) -> None:
+    """Refuses what is empty, compressed or in UTF-16, which would be read as something else."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(8)
+    except OSError as error:
+        raise InputError(f"data.data_files: {file} cannot be read: {error.strerror}") from error
+    if not start:
+        raise InputError(f"data.data_files: {file} is empty")
+    for magic, (kind, remedy) in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(
+                f"data.data_files: {file} is compressed ({kind}); decompress it first: {remedy}"
+            )
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(
+            f"data.data_files: {file} is UTF-16; convert it first, e.g. iconv -f utf-16 -t utf-8"
+        )
 
 
 def _text_file(file: str) -> Iterator[Piece]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
+from lit_gamma.errors import InputError
+
 _EPOCH_STRIDE = 1_000_003  # So that the second epoch of one seed is not the first of the next.
 
 
@@ -41,8 +43,13 @@ class ShuffledBatches(DistributedSampler[Any]):
         self.batch_size = batch_size
         self.position = 0
 
+    @property
+    def global_size(self) -> int:
+        """Samples per batch of all ranks together."""
+        return self.batch_size * self.num_replicas
+
     def __len__(self) -> int:
-        return self.n_samples // (self.batch_size * self.num_replicas)
+        return self.n_samples // self.global_size
 
     def __iter__(self) -> Iterator[Tensor]:
         drawn, order = -1, torch.empty(0)
@@ -121,6 +128,7 @@ class ResumableDataModule(LightningDataModule):
 
     _batches: ShuffledBatches | None = None
     _consumed = 0
+    _consumed_size: int | None = None
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -143,21 +151,42 @@ class ResumableDataModule(LightningDataModule):
     def resumed(self, batches: ShuffledBatches) -> ShuffledBatches:
         """Sets a training sampler to where the one before, or the checkpoint, left off."""
         if self._batches is not None:
-            self._consumed = self._batches.position
+            self._consumed, self._consumed_size = self._batches.position, self._batches.global_size
         self._batches = batches
-        self._batches.position = self._consumed
+        self._batches.position = self._consumed_in(batches)
         return self._batches
 
+    def _consumed_in(self, batches: ShuffledBatches) -> int:
+        """The batches consumed, in batches of the size of now.
+
+        Raises:
+            InputError: Training would have to go on in the middle of a batch.
+        """
+        before, now = self._consumed_size or batches.global_size, batches.global_size
+        if before == now:
+            return self._consumed
+        epoch, done = divmod(self._consumed, batches.n_samples // before)
+        position, rest = divmod(done * before, now)
+        if rest:
+            raise InputError(
+                f"the checkpoint was taken after {done * before} sequences of an epoch, in batches "
+                f"of {before} over all processes, and cannot go on in batches of {now}, which do "
+                "not divide that: resume with the batch size and the processes of before"
+            )
+        return epoch * len(batches) + position
+
     def state_dict(self) -> dict[str, Any]:
-        """The number of batches that training has consumed, over all epochs."""
+        """The number of batches that training has consumed, over all epochs, and their size."""
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return {"consumed": progress.processed}  # type: ignore[attr-defined]
+        size = None if self._batches is None else self._batches.global_size
+        return {"consumed": progress.processed, "global_size": size}  # type: ignore[attr-defined]
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning cannot know that the order below resumes exactly.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         self._consumed = state_dict["consumed"]
+        self._consumed_size = state_dict.get("global_size")
         if self._batches is not None:
-            self._batches.position = self._consumed
+            self._batches.position = self._consumed_in(self._batches)

@@ -54,6 +54,7 @@ class Tokenizer:
                 f"name one of {', '.join(special) or 'its vocabulary'}"
             )
         self.end_of_text = found[0]
+        self._letter = backend.encode("a", add_special_tokens=False).ids[-1]
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.integer]]:
         """Encodes texts on all cores, without adding special tokens."""
@@ -61,8 +62,14 @@ class Tokenizer:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of tokens; what is no valid text becomes U+FFFD."""
-        return self.backend.decode(tokens, skip_special_tokens=False)
+        """The text that tokens add to a text before them; what is no valid text becomes U+FFFD.
+
+        Decoders in the manner of SentencePiece leave out the space before the first token, as if a
+        text began with it.
+        """
+        before = [self._letter]
+        text: str = self.backend.decode(before + tokens, skip_special_tokens=False)
+        return text[len(self.backend.decode(before, skip_special_tokens=False)) :]
 
 
 class ByteTokenizer(Tokenizer):

@@ -36,6 +36,7 @@ _RESIDUAL_ROLES = ("attention_out", "mlp_down")
 
 _FROZEN = "left alone, frozen"
 _LORA = "left alone, LoRA"
+_STRUCTURAL = "left alone, a time scale of a state space or marked _no_reinit"
 _UNASSIGNABLE = "left alone, its parametrization takes no values"
 _PARAMETRIZED = "drawn through its parametrization"
 _UNRECOGNISED = "not recognised, drawn by the rule"
@@ -175,6 +176,8 @@ def _trained(found: list[Parameter], notes: dict[str, list[str]]) -> list[Parame
     for parameter in found:
         if "lora_" in parameter.path:
             notes[_LORA].append(parameter.path)
+        elif parameter.kind == "structural" or getattr(parameter.tensor, "_no_reinit", False):
+            notes[_STRUCTURAL].append(parameter.path)
         elif parameter.frozen:
             notes[_FROZEN].append(parameter.path)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,6 +81,7 @@ class CurrentWeights:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters: list[Tensor] = []
+        self._links: list[tuple[Mapping[str, Any], str, Any]] = []
         self._pointers: list[int] = []
         self._views: list[NeuronMatrix] | None = None
         self._rows: list[Rows] = []
@@ -89,7 +90,7 @@ class CurrentWeights:
     @property
     def matrices(self) -> list[NeuronMatrix]:
         """:func:`lit_gamma.neurons` of the module with its current weights."""
-        if self._views is not None and self._pointers == _pointers(self._parameters):
+        if self._views is not None and self._unchanged():
             return self._views
         matrices = list(neurons(self._module))
         parameters: list[Tensor] = list(self._module.parameters())
@@ -98,7 +99,13 @@ class CurrentWeights:
             pointers = _pointers(parameters)
             if set(_pointers([matrix.weight for matrix in matrices])) <= set(pointers):
                 self._parameters, self._pointers, self._views = parameters, pointers, matrices
+                self._links = list(_links(self._module))
         return matrices
+
+    def _unchanged(self) -> bool:
+        """Whether the module has the parts, and these the memory, that they had."""
+        replaced = any(of.get(name) is not part for of, name, part in self._links)
+        return not replaced and self._pointers == _pointers(self._parameters)
 
     def index(self) -> tuple[Index, list[str]]:
         """The columns that tell the matrices apart, and their labels in TensorBoard."""
@@ -156,6 +163,13 @@ class CurrentWeights:
     def release(self) -> None:
         """Frees the copies that the callbacks of a step share."""
         self._copies = -1, []
+
+
+def _links(module: nn.Module) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
+    """Every submodule and parameter, with the mapping and the name that it stands under."""
+    for part in module.modules():
+        for of in (part._modules, part._parameters):
+            yield from ((of, name, entry) for name, entry in of.items())
 
 
 def _pointers(tensors: Sequence[Tensor]) -> list[int]:

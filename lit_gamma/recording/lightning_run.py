@@ -34,7 +34,7 @@ def run_of(
         writer=tensorboard_writer(trainer),
         validation=lambda: validation_sets(trainer),
         precision=trainer.precision_plugin.train_step_context,
-        hyperparameters={k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
+        hyperparameters={k: v for k, v in pl_module.hparams.items() if not str(k).startswith("_")},
     )
     if callbacks and not run.dry:
         run.claim()

@@ -14,6 +14,7 @@ import pandas as pd
 from lit_gamma import trajectory
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.weights import WeightTrajectory
+from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.phase_finding import phases_of_roles
 from lit_gamma.trajectory.tensorboard import write_phases
 
@@ -45,6 +46,9 @@ def summarize(
         "metrics": dict(metrics),
         "overhead": dict(bill),
     }
+    holes = {c.name: c.recorder.holes for c in run.callbacks if c.recorder and c.recorder.holes}
+    if holes:
+        summary["holes"] = holes
     if not any(run.folder.glob("trajectory/*.arrow")):
         return summary
     tables = trajectory.load(run.folder, ("condensation", "effective_rank"))
@@ -97,7 +101,7 @@ def write_summary(run: Run, summary: Mapping[str, Any]) -> Path | None:
     path = run.folder / "summary.json"
     draft = path.with_suffix(".json.tmp")
     try:
-        draft.write_text(json.dumps(summary, indent=2) + "\n")
+        draft.write_text(json.dumps(jsonable(summary), indent=2) + "\n")
         os.replace(draft, path)
         return path
     except OSError as error:

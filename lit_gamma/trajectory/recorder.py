@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import ArrowStream, read_batches
+from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.layouts import Measured, Rows
 from lit_gamma.trajectory.table import Table
 from lit_gamma.trajectory.tensorboard import Scalars
@@ -180,7 +181,7 @@ class Recorder:
 
     def _write(self, measured: Measured) -> None:
         if self._stream is None:
-            metadata = {"lit_gamma": json.dumps(self.table.metadata, default=str)}
+            metadata = {"lit_gamma": json.dumps(jsonable(self.table.metadata))}
             schema = self._layout.schema(list(measured.values), metadata)
             self._stream = ArrowStream(self.path, schema)
         try:

@@ -18,6 +18,9 @@ Roles = Mapping[str, str | Sequence[str]]
 rows in order where it is fused."""
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
+_STRUCTURAL = ("A_log", "dt_bias", "dt_proj.bias", "dt_proj_bias")
+"""How paths end of what sets the time scales of a state space: neither weights nor offsets."""
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -64,9 +67,16 @@ class Parameter:
 
     @cached_property
     def kind(self) -> str:
-        """``matrix``, ``bias``, ``norm`` (the scale of one), or ``vector`` (none of these)."""
+        """``matrix``, ``bias``, ``norm`` (the scale of one), ``structural``, or ``vector``.
+
+        Structural are the time scales of state spaces; a vector is none of the others.
+        """
         if self.given:
             return "matrix"
+        if self.path.endswith(_STRUCTURAL):
+            return "structural"
+        if self.leaf in ("bias_k", "bias_v") or isinstance(self.owner, nn.RNNBase | nn.RNNCellBase):
+            return "bias" if self.leaf.startswith("bias") else "matrix"
         weight = self.leaf.removesuffix("_bias")
         beside = {weight, f"{weight}_weight"} & self.owner._parameters.keys()
         if self.leaf == "bias" or (self.leaf.endswith("_bias") and beside):

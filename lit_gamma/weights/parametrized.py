@@ -74,5 +74,7 @@ def _weight_normed(owner: nn.Module) -> Tensor:
 
 def _norms(g: Tensor, v: Tensor) -> Tensor:
     over = [i for i, size in enumerate(g.shape) if size == 1]
-    norms: Tensor = torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    one_for_all = g.ndim == 0  # weight_norm(dim=None)
+    dims = None if one_for_all else over
+    norms: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=not one_for_all)
     return norms

@@ -298,8 +298,9 @@ def test_a_resumed_record_is_that_of_an_uninterrupted_run(tmp_path, same_directo
     root, version = ("parts", 0) if same_directory else ("elsewhere", None)
     probe, keep = callbacks()
     probe.seed = 7  # the checkpoint's blocks stay
+    checkpoint = tmp_path / "ckpt" / "step=3-v1.ckpt"  # Of the second run.
     rest = fit(tmp_path / root, probe, keep, max_steps=6, version=version, seed=9,
-               ckpt_path=tmp_path / "ckpt" / "step=3-v1.ckpt", enable_checkpointing=True)  # fmt: skip
+               ckpt_path=checkpoint, enable_checkpointing=True)  # fmt: skip
     expected, got = (trajectory.tokens(t.log_dir) for t in (whole, rest))
     pandas.testing.assert_frame_equal(got, expected, check_exact=True)
     assert got.attrs == expected.attrs

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs import TINY
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, trained
@@ -54,6 +54,8 @@ def test_cached_generation_equals_a_full_forward_per_token(position, length):
     st.none() | st.floats(0.05, 1),
 )
 def test_tokens_are_drawn_with_the_probabilities_that_were_asked_for(logits, heat, k, p):
+    gaps = np.diff(np.sort(logits))
+    assume(((gaps == 0) | (gaps > 1e-5)).all())  # What float32 tells apart.
     weights = np.exp(np.array(logits, np.float32) / np.float32(heat)).astype(float)
     order = np.argsort(-weights, kind="stable")
     kept = weights / weights.sum()

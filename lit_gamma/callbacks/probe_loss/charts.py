@@ -95,8 +95,15 @@ def _laid_out(texts: Sequence[str], blocks: Sequence[int]) -> Iterator[tuple[int
         for letter in text:
             if column == _COLUMNS:
                 line, column = line + 1, 0
-            yield line, column, "↵" if letter == "\n" else letter, token
+            yield line, column, _visible(letter), token
             line, column = (line + 1, 0) if letter == "\n" else (line, column + 1)
+
+
+def _visible(letter: str) -> str:
+    """A letter that takes one cell: line ends and other controls would be drawn as layout."""
+    if letter in "\n\r\v\f\x85\u2028\u2029":
+        return "↵"
+    return letter if letter.isprintable() else "·"
 
 
 @cache
