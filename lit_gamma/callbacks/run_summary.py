@@ -71,11 +71,13 @@ class RunSummary(Callback):
         return 0.0 if self._start is None else time.monotonic() - self._start
 
     def _write(self, trainer: Trainer, status: str) -> None:
-        if self._start is None or not trainer.is_global_zero:
+        if self._start is None:
             return
         callbacks = trajectory_callbacks(trainer)
         run = callbacks[0].run if callbacks else self._alone
         assert run is not None
+        if not run.writes:
+            return
         run.step = trainer.global_step
         metrics = {
             name: float(value)

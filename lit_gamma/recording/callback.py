@@ -57,6 +57,7 @@ class TrajectoryCallback(Callback):
         reference: What the nulls are the expected values for, in words.
         needs_batches: Whether it has to be shown the training batches.
         run: The training that is recorded, from its start on.
+        holes: First and last steps that are missing, as the file could not be written.
     """
 
     # As default values of arguments these would lend their `every` to {per_decade: 5} in a config.
@@ -78,6 +79,7 @@ class TrajectoryCallback(Callback):
         self.pictures = pictures or self.default_pictures
         self.budget = Budget(overhead)
         self.recorder: Recorder | None = None
+        self.holes: list[tuple[int, int]] = []
         self._path: Path | None = None
         self._last_step = -1
         self._last_drawn = -1
@@ -207,6 +209,7 @@ class TrajectoryCallback(Callback):
             kept = earlier_record(earlier, self._last_step)
             table = self.table()
             self.recorder = Recorder(self._path, table, self.layout, run.writer, kept, self.settle)
+            self.holes = self.recorder.holes
             if run.writer is not None and run.callbacks[0] is self:
                 # TensorBoard keeps one layout per run.
                 write_layout(run.writer, [callback.table() for callback in run.callbacks])

@@ -46,7 +46,7 @@ def summarize(
         "metrics": dict(metrics),
         "overhead": dict(bill),
     }
-    holes = {c.name: c.recorder.holes for c in run.callbacks if c.recorder and c.recorder.holes}
+    holes = {callback.name: callback.holes for callback in run.callbacks if callback.holes}
     if holes:
         summary["holes"] = holes
     if not any(run.folder.glob("trajectory/*.arrow")):

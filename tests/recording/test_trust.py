@@ -1,0 +1,262 @@
+"""Nothing recorded is lost or wrong, whatever breaks around it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from helpers.runs import fit
+from lightning.pytorch.callbacks import BatchSizeFinder
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lit_gamma import InputError, trajectory
+from lit_gamma.callbacks import (
+    Condensation,
+    EffectiveRank,
+    GammaInit,
+    RunSummary,
+    Schedule,
+    TokenLoss,
+    TrajectoryCallback,
+    WeightNorms,
+    WeightTrajectory,
+)
+
+EVERY = Schedule(every=1)
+
+
+class Regression(lightning.LightningModule):
+    """A small module of somebody's, which trains on noise."""
+
+    def __init__(self, **hyperparameters):
+        super().__init__()
+        self.save_hyperparameters(hyperparameters, logger=False)
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6))
+        self.batch_size = 4
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.layers(batch) - batch).square().mean(-1)
+        return {"loss": loss.mean(), "token_loss": loss.detach()}
+
+    def train_dataloader(self):
+        return DataLoader(torch.randn(80, 6), batch_size=self.batch_size)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def trainer(root: Path, *callbacks, **options) -> lightning.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    options = {"logger": False, "enable_checkpointing": False, "max_steps": 6, **quiet, **options}
+    return lightning.Trainer(
+        accelerator="cpu", default_root_dir=root, callbacks=list(callbacks), **options
+    )
+
+
+def last_step(folder: Path) -> int:
+    return int(trajectory.load(folder)["weight_norms"]["step"].max())
+
+
+def test_runs_without_a_folder_of_their_own_keep_theirs_apart(tmp_path):
+    for steps, warned in ((6, False), (4, True), (3, True)):
+        run = trainer(tmp_path, WeightNorms(), RunSummary(), max_steps=steps)
+        if warned:
+            with pytest.warns(UserWarning, match="holds another run's record; this one goes to"):
+                run.fit(Regression())
+        else:
+            run.fit(Regression())
+    folders = [tmp_path, tmp_path / "run-2", tmp_path / "run-3"]
+    assert [last_step(folder) for folder in folders] == [6, 4, 3]
+    assert [json.loads((f / "summary.json").read_text())["steps"] for f in folders] == [6, 4, 3]
+
+
+def test_the_same_callbacks_in_a_second_fit_do_not_go_on_with_the_first_one_s_record(tmp_path):
+    norms = WeightNorms()
+    trainer(tmp_path, norms, max_steps=5).fit(Regression())
+    with pytest.warns(UserWarning, match="another run's record"):
+        trainer(tmp_path, norms, max_steps=3).fit(Regression())
+    assert (last_step(tmp_path), last_step(tmp_path / "run-2")) == (5, 3)
+
+
+def test_a_trial_run_leaves_nothing(tmp_path):
+    trainer(tmp_path, WeightNorms(), Condensation(), RunSummary(), fast_dev_run=True).fit(
+        Regression()
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+class Alternating(Regression):
+    """Three optimizer steps a batch, by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = (self.layers(batch) - batch).square().mean(-1)
+            self.manual_backward(loss.mean())
+            optimizer.step()
+        return {"token_loss": loss.detach()}
+
+
+def test_a_schedule_is_kept_where_steps_jump(tmp_path):
+    ranks = EffectiveRank(Schedule(every=10), None)
+    turns = Condensation(Schedule(), None, matrices_per_step=0.25, pictures=Schedule(every=1000))
+    losses = TokenLoss(Schedule(every=7))
+    trainer(tmp_path, ranks, turns, losses, max_steps=60).fit(Alternating())
+    tables = trajectory.load(tmp_path)
+    # Every multiple of 10 lies in one of the jumps 0, 3, 6, ...: the first step at or after it.
+    assert sorted(set(tables["effective_rank"]["step"])) == [0, 12, 21, 30, 42, 51, 60]
+    assert len(tables["condensation"]) == 2 + 60 // 4
+    # A batch belongs to the step before it.
+    assert list(tables["token_loss"]["step"]) == [0, 9, 15, 21, 30, 36, 42, 51, 57]
+
+
+def test_a_batch_that_training_step_skips_has_no_loss(tmp_path):
+    class Skips(Regression):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx in (0, 2) else super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, TokenLoss(), WeightNorms(), max_steps=5, accumulate_grad_batches=2).fit(
+        Skips()
+    )
+    assert len(trajectory.load(tmp_path)["token_loss"]) == 5
+
+
+class TooFew(WeightTrajectory):
+    def measure(self, weights):
+        return {"mean": weights.weight.mean((1, 2)), "largest": weights.weight.amax((1, 2))[:0]}
+
+
+class Renames(TrajectoryCallback):
+    def observe(self, trainer, pl_module):
+        return {"early" if self.run.step < 3 else "late": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (TooFew(), r"too_few: largest is \(0,\); it must be a tensor with one value for each of"),
+        (Renames(), "renames: the quantities are late, but were early before"),
+    ],
+)
+def test_values_that_fit_no_row_are_refused_and_cost_no_other_record(tmp_path, callback, message):
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, callback, WeightNorms(), RunSummary()).fit(Regression())
+    if isinstance(callback, Renames):  # The others are refused before training.
+        assert last_step(tmp_path) == 6
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert "quantities are" in summary["status"]
+
+
+@pytest.mark.parametrize("settled", ["raises", "is of another name"])
+def test_what_cannot_be_settled_costs_no_other_record(tmp_path, settled):
+    class Settles(TrajectoryCallback):
+        def observe(self, trainer, pl_module):
+            return {"value": torch.zeros(1)}
+
+        def settle(self, measured):
+            if settled == "raises":
+                raise RuntimeError("no solution")
+            return {f"value{len(measured['value'])}": measured["value"]}
+
+    run = trainer(tmp_path, Settles(), WeightNorms(), RunSummary(), max_steps=250)
+    with pytest.raises((RuntimeError, InputError), match=r"no solution|quantities are"):
+        run.fit(Regression())
+    assert last_step(tmp_path) >= 99
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_a_folder_that_is_deleted_costs_what_was_in_it_and_is_said(tmp_path):
+    class Deletes(lightning.Callback):
+        def on_train_batch_start(self, run, module, batch, batch_idx):
+            if run.global_step == 120:
+                shutil.rmtree(tmp_path / "trajectory")
+
+    with pytest.warns(UserWarning, match="deleted or replaced.*no steps 101 to 201"):
+        trainer(tmp_path, WeightNorms(), Deletes(), RunSummary(), max_steps=320).fit(Regression())
+    steps = trajectory.load(tmp_path)["weight_norms"]["step"]
+    assert (steps.min(), steps.max()) == (202, 320)
+    assert json.loads((tmp_path / "summary.json").read_text())["holes"] == {
+        "weight_norms": [[101, 201]]
+    }
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path):
+    class Draws(WeightNorms):
+        default_pictures = Schedule(every=2)
+
+        def draw(self, trainer, pl_module, writer):
+            raise OverflowError("too large")
+
+    with pytest.warns(UserWarning, match="picture of step 0 cannot be drawn .*too large") as said:
+        trainer(tmp_path, Draws()).fit(Regression())
+    assert sum("cannot be drawn" in str(w.message) for w in said) == 1
+    assert trajectory.load(tmp_path)["draws"]["step"].max() == 6
+
+
+def test_a_diverged_run_is_recorded_to_its_end(tmp_path):
+    class Diverges(lightning.Callback):
+        def on_train_batch_end(self, run, module, *_):
+            if run.global_step == 3:
+                with torch.no_grad():
+                    module.transformer.embedding.weight.fill_(torch.nan)
+
+    pictures = Schedule(every=1)
+    recorded = [
+        Condensation(EVERY, None, pictures=pictures),
+        EffectiveRank(EVERY, None, pictures=pictures),
+    ]
+    run = fit(tmp_path, Diverges(), *recorded, WeightNorms(), RunSummary(), max_steps=6)
+    tables = trajectory.load(run.log_dir)
+    assert tables["weight_norms"]["step"].max() == 6
+    embedding = tables["weight_norms"].query("role == 'embedding' and step >= 4")
+    assert embedding["rms"].isna().all()
+    assert Path(run.log_dir, "summary.json").is_file()
+
+
+ODD = {
+    "tuple keys": {("q", 1): 0.5},
+    "not finite": {"limit": np.inf},
+    "arrays": {"scale": np.arange(3), "device": torch.device("cpu"), "lr": torch.ones(2)},
+    "integer keys": {3: {4: "four"}},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_hyperparameters_of_any_kind_end_no_training(tmp_path, name):
+    trainer(tmp_path, WeightNorms(), RunSummary()).fit(Regression(**{"odd": ODD[name]}))
+    assert last_step(tmp_path) == 6
+    json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_a_batch_size_finder_does_not_keep_the_rule_from_the_weights(tmp_path):
+    rule = GammaInit(1.4)
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=1)
+    trainer(tmp_path, rule, WeightNorms(), finder).fit(Regression())
+    start = trajectory.load(tmp_path)["weight_norms"].query("step == 0")
+    assert rule.audit is not None
+    assert start["implied_gamma"].to_numpy() == pytest.approx(1.4, abs=0.15)
+
+
+def test_a_parameter_that_is_replaced_is_followed(tmp_path):
+    class Replaces(lightning.Callback):
+        def on_train_batch_start(self, run, module, *_):
+            if run.global_step == 2:
+                fresh = nn.Parameter(torch.full_like(module.layers[2].weight, 3.0))
+                module.layers[2].weight = fresh
+
+    trainer(tmp_path, WeightNorms(), Condensation(EVERY, None), Replaces()).fit(Regression())
+    rows = trajectory.load(tmp_path)["weight_norms"].query("matrix == 'layers.2'")
+    rms: Tensor = torch.tensor(rows.set_index("step")["rms"].to_numpy())
+    assert (rms[:3] < 1).all()
+    assert rms[3:].numpy() == pytest.approx(3.0)
