@@ -222,6 +222,14 @@ def test_tokens_stand_on_the_colour_of_their_loss():
     assert image.getpixel((0, 2 * height)) == a
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\v", "\f", "\x85", "\u2028", "\u2029", "\t", "\0"])
+def test_text_with_any_line_ends_and_controls_is_drawn_a_cell_each(end):
+    picture = coloured_text(["one", end, "two"], np.array([0.1, 0.2, 0.3]), [0, 0, 0])
+    assert picture.width > 0
+    lines = 2 if "\n" in end else 1
+    assert picture.height == lines * coloured_text(["a"], np.array([0.1]), [0]).height
+
+
 def test_the_file_explains_itself_and_opens_in_datasets(recorded):
     trainer, _, _ = recorded
     path = f"{trainer.log_dir}/trajectory/probe_loss.arrow"

@@ -378,3 +378,54 @@ def test_the_summary_has_a_line_per_role_and_std():
     assert (n_matrices, d_in, gamma) == (LAYERS, D_FF, 1.0)
     assert [expected, shown] == pytest.approx([1 / D_FF, realised], rel=1e-3)
     assert all(abs(values[-1]) < 5 for values in found.values())
+
+
+class StateSpace(nn.Module):
+    """The parameters of a selective state space, by the names of the field."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_proj = nn.Linear(6, 12, bias=False)
+        self.A_log = nn.Parameter(torch.arange(1.0, 5).log().repeat(6, 1))
+        self.dt_bias = nn.Parameter(torch.full((6,), -4.0))
+        self.kept = nn.Linear(6, 6)
+        self.kept.weight._no_reinit = True
+
+
+def test_the_time_scales_of_a_state_space_are_left_alone_and_named():
+    module = StateSpace()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    audit = gamma_init_(module, 0.9, generator=seeded(0))
+    (left,) = (names for note, names in notes(audit).items() if "state space" in note)
+    assert left == ("A_log", "dt_bias", "kept")
+    for name in ("A_log", "dt_bias", "kept.weight"):
+        assert torch.equal(module.state_dict()[name], before[name])
+    assert [row.name for row in audit] == ["in_proj"]
+    assert not torch.equal(module.in_proj.weight, before["in_proj.weight"])
+
+
+@pytest.mark.parametrize(
+    ("module", "biases"),
+    [
+        (nn.LSTM(4, 5, 2), ("bias_ih_l0", "bias_hh_l1")),
+        (nn.GRUCell(4, 5), ("bias_ih", "bias_hh")),
+        (nn.MultiheadAttention(8, 2, add_bias_kv=True), ("bias_k", "bias_v", "in_proj_bias")),
+    ],
+)
+def test_biases_are_biases_whatever_their_shape_and_name(module, biases):
+    for bias in biases:
+        nn.init.ones_(getattr(module, bias))
+    gamma_init_(module, 1.0, generator=seeded(0))
+    for bias in biases:
+        assert not getattr(module, bias).any(), bias
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, None])
+def test_old_style_weight_norm_is_drawn_over_whatever_it_normalizes(dim):
+    layer = torch.nn.utils.weight_norm(nn.Linear(64, 32), dim=dim)
+    (row,) = gamma_init_(layer, 0.7, generator=seeded(0))
+    x = torch.randn(5, 64, generator=seeded(1))
+    weight = layer(x)  # The hook computes it before a forward.
+    assert row.realised_std == pytest.approx(64**-0.7, rel=0.05)
+    assert layer.weight.std().item() == pytest.approx(row.realised_std, rel=0.01)
+    assert weight.isfinite().all()
