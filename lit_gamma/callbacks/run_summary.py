@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lit_gamma.recording.callback import trajectory_callbacks
@@ -20,11 +21,12 @@ from lit_gamma.trajectory.jsonable import jsonable
 class RunSummary(Callback):
     """Writes ``summary.json`` in the run's directory at the end of fit, also after an interrupt.
 
-    It holds gamma, seed, status (``finished``, ``interrupted`` or the error), optimizer steps,
-    seconds of training (all parts of a resumed run), the validation metrics by name as last
-    measured, what each trajectory callback cost (host time per step, and as a share of a step
-    without them) with the number of matrices that took turns at each step, and per role the step
-    and value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
+    It holds gamma, seed, status (``finished``, ``diverged at step N``, ``interrupted``,
+    ``terminated`` or the error), optimizer steps, seconds of training (all parts of a resumed run),
+    the validation metrics by name as last measured, what each trajectory callback cost (host time
+    per step, and as a share of a step without them) with the number of matrices that took turns at
+    each step, ``holes``, the steps that could not be written, if any, and per role the step and
+    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
     ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end). TensorBoard
     has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
@@ -54,8 +56,12 @@ class RunSummary(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        interrupted = isinstance(exception, KeyboardInterrupt)
-        status = "interrupted" if interrupted else f"{type(exception).__name__}: {exception}"
+        if isinstance(exception, KeyboardInterrupt):
+            status = "interrupted"
+        elif isinstance(exception, SIGTERMException):
+            status = "terminated"
+        else:
+            status = f"{type(exception).__name__}: {exception}"
         self._write(trainer, status)
 
     @override

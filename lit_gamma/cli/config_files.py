@@ -29,12 +29,11 @@ class ConfigFile(ActionConfigFile):
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Applies a file after the files it extends."""
         for path, layer in _layers(Path(value), ()):
-            if path.parent.name == "configs":
-                import_workspace_callbacks(path.resolve().parents[1])
             try:
                 ActionConfigFile.apply_config(parser, cfg, dest, layer)
             except (ArgumentError, TypeError) as error:
-                raise InputError(f"config file {path}: {condensed(str(error))}") from error
+                message = f"config file {path}: {condensed(str(error))}"
+                raise InputError(message + _elsewhere(path, message)) from error
 
 
 def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
@@ -56,10 +55,23 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
     yield path, OmegaConf.to_yaml(OmegaConf.create(config))
 
 
+def _elsewhere(path: Path, message: str) -> str:
+    """What to say of a config that names callbacks beside it, which are not imported."""
+    workspace = path.resolve().parents[1]
+    if "callbacks." not in message or workspace == Path.cwd():
+        return ""
+    if not (workspace / "callbacks").is_dir():
+        return ""
+    return (
+        f"\ncallbacks are those of the callbacks/ in the working directory; {workspace}/callbacks "
+        f"is not imported: run this in {workspace}"
+    )
+
+
 def import_workspace_callbacks(workspace: Path) -> None:
     """Imports every module of a workspace's ``callbacks/``, so that classes are found by name.
 
-    The workspace is the current directory, and the one that holds the ``configs/`` of a config.
+    The workspace is the current directory: a config of another one must not run code from there.
 
     Args:
         workspace: The directory; nothing happens where it has no ``callbacks/``.
@@ -72,7 +84,7 @@ def import_workspace_callbacks(workspace: Path) -> None:
     for path in sorted(workspace.glob("callbacks/*.py")):
         try:
             importlib.import_module(f"callbacks.{path.stem}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = _line_in(path, error)
             raise InputError(
                 f"{path}{where} cannot be imported: {type(error).__name__}: {error}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
@@ -93,6 +95,8 @@ class LitGammaCLI(LightningCLI):
             rank_zero_info(self.model.init_audit.headline())
         try:
             self.trainer.fit(**kwargs)
+        except SIGTERMException:
+            sys.exit(128 + signal.SIGTERM)
         finally:
             self._report()
 
@@ -109,7 +113,7 @@ class LitGammaCLI(LightningCLI):
             "--samples_per_plugin images=100"
         )
         last = run_dir / "checkpoints" / "last.ckpt"
-        if self.trainer.interrupted and last.is_file():
+        if json.loads(summary.path.read_text())["status"] != "finished" and last.is_file():
             print(
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
@@ -160,10 +164,11 @@ def _readable(summary: dict[str, Any]) -> str:
 
 
 def _keep_output_readable() -> None:
-    """Drops Lightning's advertisements and a deprecation that users can do nothing about."""
+    """Drops Lightning's messages that users can do nothing about, or that say ours again."""
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    noise = ("Tip: For seamless", "SIGTERMException was raised")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip: For seamless" not in record.getMessage()
+        lambda record: not any(words in record.getMessage() for words in noise)
     )
 
 

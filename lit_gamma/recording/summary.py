@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch.distributed.tensor import DTensor
 
 from lit_gamma import trajectory
 from lit_gamma.recording.run import Run
@@ -38,7 +39,7 @@ def summarize(
     for callback in run.callbacks:
         callback.flush()
     summary = {
-        "status": status,
+        "status": _divergence(run) or status,
         "gamma": run.hyperparameters.get("gamma"),
         "seed": run.seed,
         "steps": run.step,
@@ -59,6 +60,19 @@ def summarize(
         if run.writer is not None:
             write_phases(run.writer, phases, run.step)
     return summary
+
+
+def _divergence(run: Run) -> str | None:
+    """The status of a run whose weights are not finite; None if they are."""
+    parameters = (p.to_local() if isinstance(p, DTensor) else p for p in run.module.parameters())
+    if all(bool(parameter.isfinite().all()) for parameter in parameters):
+        return None
+    table = "weight_norms"
+    if (run.folder / "trajectory" / f"{table}.arrow").is_file():
+        rows = trajectory.load(run.folder, [table]).get(table)
+        if rows is not None and rows["rms"].isna().any():
+            return f"diverged at step {rows.loc[rows['rms'].isna(), 'step'].min()}"
+    return f"diverged by step {run.step}"
 
 
 def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float | None]]:

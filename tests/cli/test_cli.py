@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,16 +75,24 @@ def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_r
     assert re.search(rf"val/seen/accuracy\W+{accuracy:.6g}", capsys.readouterr().out)
 
 
-@pytest.mark.slow
-def test_a_config_of_another_directory_brings_its_workspace_s_callbacks(tmp_path):
-    arguments = [f"--config={ROOT}/configs/anchor.yaml", *TINY[1:], "--trainer.max_steps=2"]
-    subprocess.run(
-        [sys.executable, "-m", "lit_gamma", "fit", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
+def test_a_config_of_another_directory_runs_no_code_from_there(tmp_path, monkeypatch, command_line):
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "callbacks").mkdir(parents=True)
+    here.mkdir()
+    shutil.copytree(ROOT / "configs", there / "configs")
+    (there / "callbacks" / "anchor_reasoning.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')"
     )
-    assert "anchor_reasoning" in trajectory.load(tmp_path / RUN)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(ROOT)])
+    for module in [name for name in sys.modules if name.split(".")[0] == "callbacks"]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(
+        SystemExit, match=rf"{there}/callbacks is not imported: run this in {there}"
+    ):
+        command_line("fit", f"--config={there}/configs/anchor.yaml")
+    assert not (tmp_path / "ran").exists()
+    assert not any(here.iterdir())
 
 
 @pytest.mark.slow
@@ -309,6 +318,17 @@ def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace,
     command_line(*shlex.split(resume), f"--trainer.max_steps={last}")
     rows = trajectory.load("runs/anchor/version_1")["weight_norms"]
     assert list(rows[rows["role"] == "lm_head"]["step"]) == list(range(last + 1))
+
+
+@pytest.mark.slow
+def test_a_terminated_run_says_so_and_how_to_go_on(workspace):
+    with training(workspace, "--trainer.max_steps=100000") as process:
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert json.loads((workspace / RUN / "summary.json").read_text())["status"] == "terminated"
+    assert "SIGTERMException" not in printed
+    assert re.search(r"resume +python -m lit_gamma fit .*--ckpt_path \S+last.ckpt", printed)
 
 
 @pytest.mark.slow

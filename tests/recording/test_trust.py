@@ -221,7 +221,8 @@ def test_a_diverged_run_is_recorded_to_its_end(tmp_path):
     assert tables["weight_norms"]["step"].max() == 6
     embedding = tables["weight_norms"].query("role == 'embedding' and step >= 4")
     assert embedding["rms"].isna().all()
-    assert Path(run.log_dir, "summary.json").is_file()
+    summary = json.loads(Path(run.log_dir, "summary.json").read_text())
+    assert summary["status"] == "diverged at step 3"
 
 
 ODD = {
