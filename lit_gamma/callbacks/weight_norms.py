@@ -89,7 +89,7 @@ class WeightNorms(TrajectoryCallback):
         for rows in run.weights.rows():
             stacked = torch.stack([known[i] for i in rows.positions])
             self._blocks[rows.positions] = stacked.to(run.device)
-            if self._last_step == run.step > 0:  # The checkpoint's weights are the ones before.
+            if self.file.last_step == run.step > 0:  # The checkpoint's weights are the ones before.
                 self._sums(rows, rows.copy())
         super().start(run)
 

@@ -116,16 +116,16 @@ class BatchTrajectory(TrajectoryCallback):
     @override
     def collect(self, outputs: Any, batch: Any) -> None:
         skipped = outputs is None or (isinstance(outputs, Mapping) and not outputs)
-        if not skipped and self.came(self.due, self._batches.step):
+        if not skipped and self.file.came(self.due, self._batches.step):
             self._batches.add(self.kept(outputs, batch))
 
     @override
     def measure_if_due(self) -> None:
         step, outputs = self._batches.finished(self.run.step)
         if step < self.run.step:
-            self._since = step
-        if outputs and step > self._last_step:
+            self.file.since = step
+        if outputs and step > self.file.last_step:
             with self.budget.billed("record"):
                 values = self.measure(outputs)
                 self.record(step, {name: value[None] for name, value in values.items()})
-                self._last_step = step
+                self.file.last_step = step

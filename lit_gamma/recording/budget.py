@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
 from lit_gamma.errors import InputError
 from lit_gamma.recording.schedule import Schedule
+
+if TYPE_CHECKING:
+    from lit_gamma.recording.run import Run
 
 WARMUP_STEPS = 2
 """First optimizer steps, whose times do not count: compilation, allocation."""
@@ -173,34 +177,30 @@ class Budget:
         self._device = device
         self._calibration = None if self.overhead is None else Calibration()
 
-    @property
-    def calibrating(self) -> bool:
-        """Whether steps are timed."""
-        return self._calibration is not None
-
-    def end_step(self, step: int, recording: float) -> Calibration | None:
-        """Times an optimizer step that just ended, unless that is done already.
+    def end_step(
+        self, run: Run, jobs: Mapping[str, Schedule], write: Callable[[], None]
+    ) -> Plan | None:
+        """Times an optimizer step that just ended, if that is still to be done.
 
         Args:
-            step: Optimizer steps taken.
-            recording: Seconds that all callbacks took so far.
+            run: The run.
+            jobs: What the callback does, and at which steps.
+            write: Writes what waits, so that writing is timed too.
 
         Returns:
-            The times so far if what waits is to be written now, so that writing is timed too.
+            What the callback will cost, after the last of the steps that are timed.
         """
         calibration = self._calibration
-        if calibration is None or step == calibration.step:
+        if calibration is None or run.step == calibration.step:
             return None
-        calibration.end_step(step, recording)
-        return calibration if calibration.warm or calibration.done else None
-
-    def plan(self, jobs: Mapping[str, Schedule], total_steps: float) -> Plan:
-        """Ends the timing of steps; see :class:`Plan`."""
-        assert self._calibration is not None
+        calibration.end_step(run.step, run.recording_seconds)
+        if calibration.warm or calibration.done:
+            write()
+        if not calibration.done:
+            return None
         assert self.overhead is not None
-        plan = Plan(self._calibration, jobs, total_steps, self.overhead)
         self._calibration = None
-        return plan
+        return Plan(calibration, jobs, run.total_steps, self.overhead)
 
     @contextmanager
     def billed(self, job: str) -> Iterator[None]:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lit_gamma.recording.budget import Budget, Plan
 from lit_gamma.recording.lightning_run import run_of
+from lit_gamma.recording.record_file import RecordFile
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.side_stream import side_stream
 from lit_gamma.trajectory.layouts import Rows
-from lit_gamma.trajectory.recorder import Recorder, earlier_record
 from lit_gamma.trajectory.table import Index, Quantity, Table
 from lit_gamma.trajectory.tensorboard import write_layout
 
@@ -57,7 +56,7 @@ class TrajectoryCallback(Callback):
         reference: What the nulls are the expected values for, in words.
         needs_batches: Whether it has to be shown the training batches.
         run: The training that is recorded, from its start on.
-        holes: First and last steps that are missing, as the file could not be written.
+        file: Where the record is, and how far it goes.
     """
 
     # As default values of arguments these would lend their `every` to {per_decade: 5} in a config.
@@ -78,12 +77,7 @@ class TrajectoryCallback(Callback):
         self.schedule = schedule or self.default_schedule
         self.pictures = pictures or self.default_pictures
         self.budget = Budget(overhead)
-        self.recorder: Recorder | None = None
-        self.holes: list[tuple[int, int]] = []
-        self._path: Path | None = None
-        self._last_step = -1
-        self._last_drawn = -1
-        self._since = -1
+        self.file = RecordFile()
 
     @property
     def name(self) -> str:
@@ -94,8 +88,6 @@ class TrajectoryCallback(Callback):
     def seconds(self) -> float:
         """Time spent in this callback while training, on the host."""
         return self.budget.seconds
-
-    # What a subclass says ---------------------------------------------------------------------
 
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
@@ -113,8 +105,8 @@ class TrajectoryCallback(Callback):
         """Draws the current weights, at the steps of ``pictures``.
 
         Args:
-            trainer: Lightning's Trainer, or what else trains; None in a loop of one's own.
-            pl_module: The module, with the weights W_t of t = ``self.run.step``.
+            trainer: See :meth:`observe`.
+            pl_module: See :meth:`observe`.
             writer: TensorBoard's; None without a TensorBoardLogger and off rank 0.
         """
         raise NotImplementedError
@@ -158,15 +150,9 @@ class TrajectoryCallback(Callback):
 
     def draws(self, step: int) -> bool:
         """Whether a picture of a step is to be drawn, and is not drawn yet."""
-        pictures = self.pictures
-        return pictures is not None and step > self._last_drawn and self.came(pictures.due, step)
-
-    def came(self, due: Callable[[int], bool], step: int) -> bool:
-        """Whether a step is due, or one that was jumped over since the last time.
-
-        With several optimizers one batch may take several steps.
-        """
-        return any(due(passed) for passed in range(self._since + 1, step + 1))
+        if self.pictures is None or step <= self.file.last_drawn:
+            return False
+        return self.file.came(self.pictures.due, step)
 
     def take(self) -> None:
         """Records the current weights."""
@@ -175,70 +161,39 @@ class TrajectoryCallback(Callback):
     def record(
         self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
     ) -> None:
-        """Appends values of a step to the record.
-
-        Args:
-            step: The step they belong to.
-            values: For each quantity a tensor of shape (n_items,), or what :meth:`settle` takes.
-            items: Positions of the items measured; all by default.
-        """
-        if self.recorder is not None:
-            self.recorder.append(step, values, items)
+        """Appends values of a step to the record; see :meth:`RecordFile.append`."""
+        self.file.append(step, values, items)
 
     def apply(self, plan: Plan) -> None:
         """Fixes what the budget decides about this callback; nothing by default."""
 
-    # What whoever trains tells ----------------------------------------------------------------
-
     def start(self, run: Run) -> None:
-        """Opens the record, or continues it after a resume, and takes W_t.
-
-        Args:
-            run: The training, at the step from which it starts.
-        """
+        """Opens the record of a run, or continues it after a resume, and takes W_t."""
         self.budget.start(run.device)
-        self._since = run.step - 1
-        self._failed_to_draw = False
-        if run.step == 0:
-            self._last_step = self._last_drawn = -1
-        earlier, self._path = (
-            self._path,
-            run.folder.absolute() / "trajectory" / f"{self.name}.arrow",
-        )
+        earlier = self.file.begin(run, self.name)
         if run.writes:
-            kept = earlier_record(earlier, self._last_step)
-            table = self.table()
-            self.recorder = Recorder(self._path, table, self.layout, run.writer, kept, self.settle)
-            self.holes = self.recorder.holes
-            if run.writer is not None and run.callbacks[0] is self:
-                # TensorBoard keeps one layout per run.
+            self.file.open(earlier, self.table(), self.layout, run, self.settle)
+            if run.writer is not None and run.callbacks[0] is self:  # One layout per run.
                 write_layout(run.writer, [callback.table() for callback in run.callbacks])
         self.measure_if_due()
-
-    def continues(self, folder: Path) -> bool:
-        """Whether the record that this callback goes on with is in a run's folder."""
-        path = self._path
-        return path is not None and path.parent == folder.absolute() / "trajectory"
 
     def before(self, batch: Any) -> None:
         """A batch is about to be trained on: frees what callbacks shared."""
         self.run.weights.release()
 
     def collect(self, outputs: Any, batch: Any) -> None:
-        """A batch was run, a micro-batch under gradient accumulation.
-
-        Args:
-            outputs: What ``training_step`` returned.
-            batch: The batch.
-        """
+        """A batch was run, a micro-batch under accumulation; ``training_step`` returned outputs."""
 
     def advance(self) -> None:
         """The run may have come to a new step: records W_t, writes what has waited long enough."""
         self.measure_if_due()
-        if self.recorder is not None and self.recorder.ripe(self.run.step):
+        if self.file.ripe(self.run.step):
             self.write()
-        if self.budget.calibrating:
-            self._calibrate()
+        plan = self.budget.end_step(self.run, self._jobs, self.write)
+        if plan is not None:
+            if warning := plan.warning(self.name):
+                self.run.warn(warning)
+            self.apply(plan)
 
     def write(self) -> None:
         """Writes what is pending, on the bill."""
@@ -247,57 +202,35 @@ class TrajectoryCallback(Callback):
 
     def flush(self) -> None:
         """Writes what is pending: the one place that waits for the device."""
-        if self.recorder is not None:
-            with side_stream(self.run.device):
-                self.recorder.flush()
+        self.file.flush()
 
     def finish(self, completed: bool = True) -> None:
-        """Writes what is pending and ends the file.
-
-        Args:
-            completed: Whether training came to its end; it was cut short otherwise.
-        """
-        if self.recorder is not None:
-            self.flush()
-            self.recorder.close()
-            self.recorder = None
+        """Writes what is pending and ends the file; training may have been cut short."""
+        self.flush()
+        self.file.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the record is and how far it goes, for a checkpoint; writes what is pending."""
         self.flush()
-        steps = {"last_step": self._last_step, "last_drawn": self._last_drawn}
-        return {"path": str(self._path), **steps}
+        return self.file.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what :meth:`state_dict` returned, before :meth:`start`."""
-        self._path = Path(state_dict["path"])
-        self._last_step, self._last_drawn = state_dict["last_step"], state_dict["last_drawn"]
+        self.file.load_state_dict(state_dict)
 
     def measure_if_due(self) -> None:
         """Records and draws the current weights, unless that is done already or not due."""
-        step = self.run.step
-        if step > self._last_step and self.came(self.due, step):
+        run, file, step = self.run, self.file, self.run.step
+        if step > file.last_step and file.came(self.due, step):
             with self.budget.billed("record"), torch.no_grad():
                 self.take()
-            self._last_step = step
+            file.last_step = step
         if self.draws(step):
-            with self.budget.billed("pictures"), torch.no_grad():
-                self._draw()
-            self._last_drawn = step
-        self._since = step
-
-    def _draw(self) -> None:
-        """Draws; a picture that fails is left out, as it must not end training."""
-        run = self.run
-        try:
-            self.draw(run.trainer, run.module, run.writer)
-        except Exception as error:  # Whatever a plotting library raises.
-            if not self._failed_to_draw:
-                run.warn(
-                    f"{self.name}: the picture of step {run.step} cannot be drawn "
-                    f"({type(error).__name__}: {error}); training goes on without it"
-                )
-            self._failed_to_draw = True
+            drawn = run.optional(f"{self.name}: the picture of step {step}", once=self.name)
+            with self.budget.billed("pictures"), torch.no_grad(), drawn:
+                self.draw(run.trainer, run.module, run.writer)
+            file.last_drawn = step
+        file.since = step
 
     def table(self) -> Table:
         """What is recorded of this run."""
@@ -317,20 +250,6 @@ class TrajectoryCallback(Callback):
     def _jobs(self) -> dict[str, Schedule]:
         drawing = {} if self.pictures is None else {"pictures": self.pictures}
         return {"record": self.schedule, **drawing}
-
-    def _calibrate(self) -> None:
-        """Times the step that just ended; after the last of them, keeps to the budget."""
-        times = self.budget.end_step(self.run.step, self.run.recording_seconds)
-        if times is None:
-            return
-        self.write()
-        if times.done:
-            plan = self.budget.plan(self._jobs, self.run.total_steps)
-            if warning := plan.warning(self.name):
-                self.run.warn(warning)
-            self.apply(plan)
-
-    # Lightning's hooks ------------------------------------------------------------------------
 
     @property
     @override
@@ -373,7 +292,7 @@ class TrajectoryCallback(Callback):
         try:
             self.finish(completed=False)
         except Exception as error:  # It must not cost the other callbacks their records.
-            self.run.warn(f"{self.name}: the end of its record is lost ({error})")
+            rank_zero_warn(f"{self.name}: the end of its record is lost ({error})")
 
 
 def trajectory_callbacks(trainer: Trainer) -> list[TrajectoryCallback]:

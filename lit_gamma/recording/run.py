@@ -60,6 +60,7 @@ class Run:
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     dry: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         for callback in self.callbacks:
@@ -109,7 +110,7 @@ class Run:
         the first free of ``run-2``, ``run-3``, ... in the folder.
         """
         asked = self.folder
-        continued = self.step > 0 and any(c.continues(asked) for c in self.callbacks)
+        continued = self.step > 0 and any(c.file.continues(asked) for c in self.callbacks)
         if self.writes and not continued:
             numbers = itertools.count(2)
             while not _made(self.folder / "trajectory"):
@@ -117,6 +118,21 @@ class Run:
         self.folder = self.agree(self.folder)
         if self.folder != asked:
             self.warn(f"{asked} holds another run's record; this one goes to {self.folder}")
+
+    @contextmanager
+    def optional(self, what: str, once: str = "") -> Iterator[None]:
+        """Lets what is inside fail, with a warning: it must not end training, or another's record.
+
+        Args:
+            what: What is inside, for the warning.
+            once: Warnings of the same name follow no second time.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not once or once not in self._warned:
+                self.warn(f"{what} is left out ({type(error).__name__}: {error})")
+            self._warned.add(once)
 
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""

@@ -47,7 +47,7 @@ def summarize(
         "metrics": dict(metrics),
         "overhead": dict(bill),
     }
-    holes = {callback.name: callback.holes for callback in run.callbacks if callback.holes}
+    holes = {c.name: c.file.holes for c in run.callbacks if c.file.holes}
     if holes:
         summary["holes"] = holes
     if not any(run.folder.glob("trajectory/*.arrow")):

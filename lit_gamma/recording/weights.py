@@ -92,7 +92,7 @@ class WeightTrajectory(TrajectoryCallback):
     @override
     def take(self) -> None:
         step = self.run.step
-        positions = None if self.came(self.schedule.due, step) else self._turns_since(step)
+        positions = None if self.file.came(self.schedule.due, step) else self._turns_since(step)
         for group in self.run.weights.groups(step, positions):
             with side_stream(group.weight.device):
                 self.record(step, self.measure(group), group.positions)
@@ -114,7 +114,7 @@ class WeightTrajectory(TrajectoryCallback):
 
     def _turns_since(self, step: int) -> list[int]:
         """Positions of the matrices whose turn it is, or came at a step that was jumped over."""
-        turns = (self._turn(passed) for passed in range(self._since + 1, step + 1))
+        turns = (self._turn(passed) for passed in range(self.file.since + 1, step + 1))
         return sorted({position for turn in turns for position in turn})
 
     def _turn(self, step: int) -> list[int]:

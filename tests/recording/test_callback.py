@@ -309,7 +309,7 @@ def test_a_full_disk_leaves_a_hole_and_one_warning_and_training_goes_on(tmp_path
         def on_train_batch_start(self, trainer, *_):
             if trainer.global_step in (10, 15, 20):
                 ranks.flush()
-                recorder = ranks.recorder
+                recorder = ranks.file.recorder
                 file = recorder._stream._file
                 recorder._stream._file = FullDisk(file) if trainer.global_step == 10 else file
                 if trainer.global_step == 20:

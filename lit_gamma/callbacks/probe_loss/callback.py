@@ -193,13 +193,13 @@ class ProbeLoss(TrajectoryCallback):
         self._write_tokens()
         self.flush()
         writer = self.run.writer
-        if writer is not None and self._path is not None and self._path.is_file():
-            chart_classes(writer, self.name, read_batches(self._path), self._tokens["class"])
+        if writer is not None and self.file.path is not None and self.file.path.is_file():
+            chart_classes(writer, self.name, read_batches(self.file.path), self._tokens["class"])
 
     def _write_tokens(self) -> None:
         """Writes ``probe_tokens.arrow`` anew, with what is known by now."""
-        if self.recorder is not None and self._path is not None:
-            path = self._path.with_name("probe_tokens.arrow")
+        if self.file.recorder is not None and self.file.path is not None:
+            path = self.file.path.with_name("probe_tokens.arrow")
             try:
                 write_tokens(path, self._tokens, self.about())
             except OSError as error:

@@ -1,0 +1,109 @@
+"""The record of one callback over a run: begun or continued, written, ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gamma.recording.run import Run
+from lit_gamma.recording.side_stream import side_stream
+from lit_gamma.trajectory.layouts import Rows
+from lit_gamma.trajectory.recorder import Recorder, Settle, earlier_record
+from lit_gamma.trajectory.table import Table
+
+
+class RecordFile:
+    """Where a callback's record is, and how far it goes; a checkpoint holds both.
+
+    Attributes:
+        path: The file; None before the first run.
+        last_step: The last step that was recorded, -1 if none was.
+        last_drawn: The last step that was drawn.
+        since: The step up to which schedules were looked at.
+        recorder: What collects and writes; None off rank 0 and outside of training.
+        holes: First and last steps that are missing, as the file could not be written.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.last_step = -1
+        self.last_drawn = -1
+        self.since = -1
+        self.recorder: Recorder | None = None
+        self._device = torch.device("cpu")
+        self.holes: list[tuple[int, int]] = []
+
+    def begin(self, run: Run, name: str) -> Path | None:
+        """Takes its place in a run's folder; returns where the record was before."""
+        if run.step == 0:
+            self.last_step = self.last_drawn = -1
+        self.since = run.step - 1
+        self._device = run.device
+        earlier, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
+        return earlier
+
+    def open(
+        self, earlier: Path | None, table: Table, layout: type[Rows], run: Run, settle: Settle
+    ) -> None:
+        """Opens the record on the rank that writes, and continues an earlier one."""
+        assert self.path is not None
+        kept = earlier_record(earlier, self.last_step)
+        self.recorder = Recorder(self.path, table, layout, run.writer, kept, settle)
+        self.holes = self.recorder.holes
+
+    def continues(self, folder: Path) -> bool:
+        """Whether the record, of a checkpoint or an earlier fit, is in a run's folder."""
+        return self.path is not None and self.path.parent == folder.absolute() / "trajectory"
+
+    def came(self, due: Callable[[int], bool], step: int) -> bool:
+        """Whether a step is due, or one that was jumped over since the last time.
+
+        With several optimizers one batch may take several steps.
+        """
+        return any(due(passed) for passed in range(self.since + 1, step + 1))
+
+    def append(
+        self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
+    ) -> None:
+        """Appends values of a step to the record.
+
+        Args:
+            step: The step they belong to.
+            values: For each quantity a tensor of shape (n_items,), or what ``settle`` takes.
+            items: Positions of the items measured; all by default.
+        """
+        if self.recorder is not None:
+            self.recorder.append(step, values, items)
+
+    def ripe(self, step: int) -> bool:
+        """Whether something has waited long enough to be written."""
+        return self.recorder is not None and self.recorder.ripe(step)
+
+    def flush(self) -> None:
+        """Writes what is pending: the one place that waits for the device."""
+        if self.recorder is not None:
+            with side_stream(self._device):
+                self.recorder.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place and the steps."""
+        return {
+            "path": str(self.path),
+            "last_step": self.last_step,
+            "last_drawn": self.last_drawn,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes what :meth:`state_dict` returned, before the run begins."""
+        self.path = Path(state_dict["path"])
+        self.last_step, self.last_drawn = state_dict["last_step"], state_dict["last_drawn"]
