@@ -47,8 +47,16 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"config file {path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"config file {path} is not UTF-8: byte 0x{byte:02x}") from error
     if not isinstance(config, dict):
         raise InputError(f"config file {path} must hold keys and values, not a list")
+    for name in ("model", "trainer"):
+        if name in config and not isinstance(config[name], dict):
+            raise InputError(
+                f"config file {path}: {name} must hold keys and values, got {config[name]!r}"
+            )
     bases = config.pop("extends", [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _layers(path.parent / base, (*opened, path.resolve()))

@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
 from lit_gamma.callbacks import Progress, RunSummary, TrajectoryCallback
+from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.commands import COMMANDS, compare
 from lit_gamma.cli.config_files import ConfigFile, condensed, import_workspace_callbacks
 from lit_gamma.doctor.diagnosis import diagnose
@@ -72,10 +74,8 @@ class LitGammaCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a missing checkpoint before anything is made."""
-        path = str(self._get(self.config, "ckpt_path") or "")
-        if path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
-            raise InputError(f"--ckpt_path {path} does not exist")
+        """Refuses what cannot be meant before anything is made."""
+        refuse_impossible(self._get(self.config, "trainer") or {})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Shows progress in steps, unless the config wants another bar or none."""
@@ -87,7 +87,17 @@ class LitGammaCLI(LightningCLI):
         bars = [c for c in callbacks if isinstance(c, ProgressBar)]
         if config["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults = {"callbacks": Progress()}
-        return super().instantiate_trainer(**kwargs)
+        with in_one_line("trainer"):
+            return super().instantiate_trainer(**kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses a seed or a checkpoint that is none, before they are used."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        refuse_no_checkpoint(str(config.get("ckpt_path") or ""))
+        seed = config.get("seed_everything")
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must lie in 0 .. 4294967295, got {seed}")
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says at the end, however it comes, what was recorded and how to go on."""
@@ -184,7 +194,7 @@ def main() -> None:
             auto_cli(COMMANDS, as_positional=False, exit_on_error=False)
         else:
             _run_experiment()
-    except (InputError, ArgumentError, ValueError) as error:
+    except (InputError, ArgumentError, OmegaConfBaseException, ValueError, OSError) as error:
         message = _what_the_user_did(error)
         if message is None:
             raise
@@ -223,4 +233,8 @@ def _what_the_user_did(error: BaseException) -> str | None:
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OmegaConfBaseException):
+        return f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return condensed(str(error)) if isinstance(error, ArgumentError) else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,6 +23,10 @@ from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
 from lit_gamma.model.optimizer import OptimizerConfig
 from lit_gamma.model.transformer import Transformer, TransformerConfig
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -115,8 +121,9 @@ class LanguageModel(LightningModule):
             self.transformer.compile()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another shape before any weight is read."""
-        theirs = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("transformer", {})
+        """Refuses a checkpoint of another shape, or settings that a resume would not follow."""
+        trained_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        theirs = trained_with.get("transformer", {})
         ours = asdict(self.transformer.config)
         other = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if other:
@@ -125,6 +132,22 @@ class LanguageModel(LightningModule):
                 f"the checkpoint's model has {listed}; give the config and the data (its tokenizer "
                 "decides vocab_size) that it was trained with"
             )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_what_a_resume_ignores(trained_with)
+
+    def _refuse_what_a_resume_ignores(self, trained_with: Mapping[str, Any]) -> None:
+        """The weights are drawn, and the optimizer's state holds its settings."""
+        names = ("gamma", "gamma_overrides", "residual_scale", "init_preset")
+        pairs = {n: (trained_with[n], self.hparams[n]) for n in names if n in trained_with}
+        theirs, ours = trained_with.get("optimizer", {}), self.hparams["optimizer"]
+        kept = (name for name in ("lr", "weight_decay", "betas") if name in theirs)
+        pairs |= {f"optimizer.{name}": (theirs[name], ours[name]) for name in kept}
+        for name, (before, now) in pairs.items():
+            if _listed(before) != _listed(now):
+                raise InputError(
+                    f"model.{name} is {now}, but the checkpoint was trained with {before}, which a "
+                    f"resume goes on with: give {before}, or train anew"
+                )
 
     def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Logits of shape (batch, length, vocab_size); see :class:`Transformer`."""

@@ -37,9 +37,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"optimizer.lr must be positive, got {self.lr}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(
+                f"optimizer.weight_decay must be finite and not negative, got {self.weight_decay}"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
         if self.warmup_steps < 0:
             raise InputError(f"optimizer.warmup_steps must not be negative: {self.warmup_steps}")
-        if not self.final_lr_ratio >= 0:
+        if not (math.isfinite(self.final_lr_ratio) and self.final_lr_ratio >= 0):
             raise InputError(
                 f"optimizer.final_lr_ratio must not be negative, got {self.final_lr_ratio}"
             )

@@ -206,13 +206,42 @@ BROKEN = "raise RuntimeError('oh')\n"
             {"c.jsonl": '{"text": "x", "n": 1}\n'},
             r"no field 'body'; it has text, n",
         ),
+        (
+            ["--config=x.yaml"],
+            {"x.yaml": "model: {gamma: '${no.such}'}"},
+            r"no\.such.*model\.gamma",
+        ),
+        (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${oc.env:UNSET_A}'}"}, r"UNSET_A"),
+        (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${who:1}'}"}, r"interpolation type who"),
+        (["--config=x.yaml"], {"x.yaml": "trainer: [1]"}, r"trainer must hold keys.*\[1\]"),
+        (["--config=x.yaml"], {"x.yaml": b"# \xfc"}, r"x\.yaml is not UTF-8: byte 0xfc"),
+        (["--model.optimizer.weight_decay=-.1"], {}, r"weight_decay must be finite.*-0\.1"),
+        (["--model.optimizer.betas=[0.9,1.5]"], {}, r"betas must be two numbers.*1\.5"),
+        (["--trainer.gradient_clip_val=.nan"], {}, r"gradient_clip_val must be finite.*nan"),
+        (["--trainer.max_epochs=-7"], {}, r"max_epochs must be at least -1, got -7"),
+        (["--trainer.accumulate_grad_batches=0"], {}, r"accumulate_grad_batches.*least 1, got 0"),
+        (["--trainer.val_check_interval=0"], {}, r"val_check_interval must be positive, got 0"),
+        (["--trainer.devices=-2"], {}, r"trainer: .*devices"),
+        (["--trainer.accelerator=abacus"], {}, r"trainer: .*abacus"),
+        (["--trainer.strategy=tactics"], {}, r"trainer: .*tactics"),
+        (["--trainer.limit_train_batches=-3"], {}, r"trainer: .*-3"),
+        (["--seed_everything=4294967296"], {}, r"seed_everything must lie in 0 .* 4294967296"),
+        (["--ckpt_path=e.ckpt"], {"e.ckpt": ""}, r"e\.ckpt is no checkpoint: it is empty, cut"),
+        (["--ckpt_path=e.ckpt"], {"e.ckpt": "PK not a zip"}, r"e\.ckpt is no checkpoint"),
+        (["--ckpt_path=configs"], {}, r"configs is a folder without a sharded checkpoint"),
+        (
+            [],
+            {"callbacks/ends.py": "raise SystemExit(0)"},
+            r"callbacks/ends\.py:1 cannot be imported",
+        ),
+        (["--trainer.logger.init_args.save_dir=f"], {"f": "x"}, r"f/anchor: Not a directory"),
     ],
 )
 def test_bad_input_gives_one_message_and_leaves_nothing(
     workspace, command_line, capsys, arguments, files, message
 ):
     for name, text in files.items():
-        Path(name).write_text(text)
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
     base = TINY[1:] if "--config=configs/text.yaml" in arguments else TINY
     base = [a for a in base if "data" not in a and "model" not in a] if base is not TINY else base
     with pytest.raises(SystemExit) as exit_:

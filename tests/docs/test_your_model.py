@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas
@@ -111,3 +114,20 @@ def test_the_doctor_s_script_finds_the_epsilon(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.count("warning: ") == 1
     assert "norms are saturated" in printed
+
+
+@pytest.mark.slow
+def test_two_processes_under_hugging_face_s_trainer_go_on_exactly(tmp_path):
+    (code,) = (code for code in CODE if code.startswith("# hf_script.py\n"))
+    runs = ("'whole', 12", "'runs', 10", "'runs', 12, 'runs/checkpoint-10'")
+    calls = "\n".join(f"train({arguments})" for arguments in runs)
+    script = tmp_path / "script.py"
+    script.write_text(code.partition("if __name__")[0] + calls)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*launch, script], cwd=tmp_path, env=environment, check=True, timeout=240)
+    whole, resumed = (trajectory.load(tmp_path / name) for name in ("whole", "runs"))
+    for name, table in whole.items():
+        pandas.testing.assert_frame_equal(resumed[name], table, check_exact=True)
+    assert list(whole["token_loss"]["step"]) == list(range(12))
+    assert not whole["weight_norms"].duplicated(["step", "matrix"]).any()

@@ -6,6 +6,7 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
+from helpers.runs import fit, tiny_module
 from lightning import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -259,3 +260,19 @@ def test_a_checkpoint_gives_the_same_model_back(tmp_path):
     assert loaded.optimizer_config == lm.optimizer_config
     input_ids = data.train_set.input_ids
     assert torch.equal(loaded(input_ids), lm(input_ids))
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lr", "message"),
+    [
+        (0.8, 0.02, r"model\.optimizer\.lr is 0\.02, but the checkpoint was trained with 0\.01"),
+        (0.5, 0.01, r"model\.gamma is 0\.5, but the checkpoint was trained with 0\.8"),
+    ],
+)
+def test_settings_that_a_resume_would_not_follow_are_refused(tmp_path, gamma, lr, message):
+    first = fit(tmp_path, max_steps=2, enable_checkpointing=True)
+    checkpoint = first.checkpoint_callback.best_model_path
+    again = {"ckpt_path": checkpoint, "max_steps": 4}
+    with pytest.raises(InputError, match=message):
+        fit(tmp_path, module=tiny_module(gamma, lr), **again)
+    assert fit(tmp_path, module=tiny_module(), **again).global_step == 4

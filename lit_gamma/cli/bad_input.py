@@ -1,0 +1,83 @@
+"""What a config or an argument cannot mean, refused in one line before anything is made."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lit_gamma.errors import InputError
+
+_AT_LEAST = {
+    "max_steps": -1,
+    "max_epochs": -1,
+    "min_steps": 0,
+    "min_epochs": 0,
+    "accumulate_grad_batches": 1,
+    "log_every_n_steps": 1,
+}
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turns what Lightning raises over a config into one line.
+
+    Args:
+        what: The part of the config that is made inside; nothing runs there yet.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{what}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def refuse_impossible(trainer: Mapping[str, Any]) -> None:
+    """Refuses numbers that Lightning takes without a word, or stumbles over in training.
+
+    Raises:
+        InputError: A key of ``trainer`` is out of its range.
+    """
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and not 0 <= clip < math.inf:
+        raise InputError(f"trainer.gradient_clip_val must be finite and not negative, got {clip}")
+    for name, least in _AT_LEAST.items():
+        value = trainer.get(name)
+        if value is not None and value < least:
+            raise InputError(f"trainer.{name} must be at least {least}, got {value}")
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, (int, float)) and not interval > 0:
+        raise InputError(f"trainer.val_check_interval must be positive, got {interval}")
+
+
+def refuse_no_checkpoint(path: str) -> None:
+    """Refuses a path that holds no checkpoint, or one that was cut short.
+
+    Args:
+        path: A local file or folder, or what Lightning makes of ``last``, ``best`` and addresses.
+
+    Raises:
+        InputError: It is missing, empty or truncated, or a folder without a sharded checkpoint.
+    """
+    if not path or "://" in path:
+        return
+    file = Path(path)
+    if not file.exists():
+        if path.endswith(".ckpt"):
+            raise InputError(f"--ckpt_path {path} does not exist")
+    elif file.is_dir():
+        if not any((file / name).exists() for name in (".metadata", "meta.pt")):
+            raise InputError(f"--ckpt_path {path} is a folder without a sharded checkpoint")
+    elif not zipfile.is_zipfile(file):
+        others = sorted(file.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime)
+        whole = [str(other) for other in others if zipfile.is_zipfile(other)]
+        advice = f"; the newest whole one beside it is {whole[-1]}" if whole else ""
+        raise InputError(
+            f"--ckpt_path {path} is no checkpoint: it is empty, cut short or another file{advice}"
+        )
