@@ -36,6 +36,7 @@ _RESIDUAL_ROLES = ("attention_out", "mlp_down")
 
 _FROZEN = "left alone, frozen"
 _LORA = "left alone, LoRA"
+_UNSEEN = "left alone, lazy, empty, complex or codes"
 _STRUCTURAL = "left alone, a time scale of a state space or marked _no_reinit"
 _UNASSIGNABLE = "left alone, its parametrization takes no values"
 _PARAMETRIZED = "drawn through its parametrization"
@@ -176,6 +177,8 @@ def _trained(found: list[Parameter], notes: dict[str, list[str]]) -> list[Parame
     for parameter in found:
         if "lora_" in parameter.path:
             notes[_LORA].append(parameter.path)
+        elif parameter.kind == "unseen":
+            notes[_UNSEEN].append(parameter.path)
         elif parameter.kind == "structural" or getattr(parameter.tensor, "_no_reinit", False):
             notes[_STRUCTURAL].append(parameter.path)
         elif parameter.frozen:

@@ -114,7 +114,8 @@ class Recording:
         """
         run = self.run
         for callback in run.callbacks:
-            callback.finish(status == "finished")
+            with run.optional(f"{callback.name}: the end of its record"):
+                callback.finish(status == "finished")
         if run.writes:
             seconds = time.monotonic() - self._start
             bill = bill_of(run, seconds, run.step - self._start_step)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lit_gamma.errors import InputError
 from lit_gamma.weights.parametrized import originals, tensors_of
@@ -67,10 +68,14 @@ class Parameter:
 
     @cached_property
     def kind(self) -> str:
-        """``matrix``, ``bias``, ``norm`` (the scale of one), ``structural``, or ``vector``.
+        """``matrix``, ``bias``, ``norm`` (a scale), ``structural``, ``unseen``, or ``vector``.
 
-        Structural are the time scales of state spaces; a vector is none of the others.
+        Structural are the time scales of state spaces; unseen is what holds no real numbers (yet):
+        lazy, empty, complex, or the codes of a quantized weight; a vector is none of the others.
         """
+        tensor = self.tensor
+        if is_lazy(tensor) or not tensor.is_floating_point() or not tensor.numel():
+            return "unseen"
         if self.given:
             return "matrix"
         if self.path.endswith(_STRUCTURAL):

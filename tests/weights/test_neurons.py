@@ -218,3 +218,41 @@ def test_sharded_weights_are_drawn_and_read_as_whole_ones():
     for rank in ranks:
         rank.kill()
     assert codes == [0, 0, 0], failures.get() if not failures.empty() else codes
+
+
+@pytest.mark.parametrize("wrap", ["spectral norm", "pruning", "pruning twice"])
+def test_what_a_hook_computes_is_seen_and_drawn(wrap):
+    layer = nn.Linear(24, 40)
+    if wrap == "spectral norm":
+        torch.nn.utils.spectral_norm(layer, n_power_iterations=30)
+    else:
+        torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5)
+    if wrap == "pruning twice":
+        torch.nn.utils.prune.random_unstructured(layer, "weight", amount=0.5)
+    module = nn.ModuleDict({"fc": layer})
+    gamma_init_(module, 0.7, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):  # The power iteration settles.
+        layer(torch.randn(2, 24))
+    (matrix,) = neurons(module)
+    assert matrix.name == "fc"
+    torch.testing.assert_close(matrix.weight, layer.weight.detach())
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), x @ matrix.weight.T + layer.bias)
+    if wrap != "spectral norm":
+        assert (matrix.weight == 0).float().mean() >= 0.5
+
+
+def test_what_holds_no_real_numbers_is_left_alone_and_named():
+    module = nn.ModuleDict(
+        {"fc": nn.Linear(4, 5), "none": nn.Linear(0, 3), "lazy": nn.LazyLinear(2)}
+    )
+    module["codes"] = nn.Module()
+    codes = torch.randint(-9, 9, (6, 6), dtype=torch.int8)
+    module["codes"].weight = nn.Parameter(codes, requires_grad=False)
+    module["fourier"] = nn.Linear(4, 4, bias=False, dtype=torch.complex64)
+    assert [matrix.name for matrix in neurons(module)] == ["fc"]
+    audit = gamma_init_(module, 0.9)
+    (left,) = (names for note, names in audit.notes.items() if "complex or codes" in note)
+    assert left == ("none", "lazy", "lazy.bias", "codes", "fourier")
+    assert torch.equal(module["codes"].weight, codes)
