@@ -101,6 +101,7 @@ def test_any_model_and_batch():
     assert mlp.facts["first loss"] == "the forward gives no loss"
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_scripts_and_leaves_nothing(workspace, command_line, capsys):
     before = set(Path().rglob("*"))
     with pytest.raises(SystemExit) as well:

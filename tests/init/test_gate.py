@@ -65,6 +65,7 @@ def test_gates_are_trained_and_an_open_gate_changes_nothing(name):
     torch.testing.assert_close(token_loss(again, task, BATCH), halved, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_gates_compile():
     model = llama().eval()
     gate_attention_(model)

@@ -145,6 +145,7 @@ class Gradients(Callback):
         self.norms += [torch.nn.utils.get_total_norm(gradients).item()] if gradients else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_every_precision_trains_with_the_gradient_clipped(precision):
     lm = model(OptimizerConfig(lr=3e-3, warmup_steps=5), tie_embeddings=True)
@@ -160,6 +161,7 @@ def test_every_precision_trains_with_the_gradient_clipped(precision):
     }
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_the_same_with_the_same_names(monkeypatch):
     traced = partialmethod(nn.Module.compile, backend="aot_eager")  # needs no C++ compiler
     monkeypatch.setattr(nn.Module, "compile", traced)

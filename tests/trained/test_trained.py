@@ -137,6 +137,7 @@ def test_a_trained_model_is_read_from_its_checkpoint_alone(text_run, command_lin
     assert capsys.readouterr().out != first
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_or_has_no_text_is_refused(workspace, command_line, tmp_path):
     def refused(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
