@@ -115,7 +115,8 @@ class LitGammaCLI(LightningCLI):
         summary = next((c for c in callbacks if isinstance(c, RunSummary)), None)
         if summary is None or summary.path is None:
             return
-        print(_readable(json.loads(summary.path.read_text())))
+        written = json.loads(summary.path.read_text())
+        print(_readable(written))
         run_dir = summary.path.parent
         print(f"  recorded in    {run_dir}")
         print(
@@ -123,7 +124,7 @@ class LitGammaCLI(LightningCLI):
             "--samples_per_plugin images=100"
         )
         last = run_dir / "checkpoints" / "last.ckpt"
-        if json.loads(summary.path.read_text())["status"] != "finished" and last.is_file():
+        if written["status"] != "finished" and last.is_file():
             print(
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
