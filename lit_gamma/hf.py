@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lit_gamma.batch import IGNORED
 from lit_gamma.errors import InputError
+from lit_gamma.files import save_checkpoint
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.loop import Recording, record
 
@@ -97,7 +98,7 @@ class Trajectory(TrainerCallback):
         if self._recording is not None:
             kept = self._recording.state_dict()  # On all ranks: it may gather.
             if self._recording.run.writes:
-                torch.save(kept, _checkpoint(args, state) / STATE)
+                save_checkpoint(kept, _checkpoint(args, state) / STATE)
 
     @override
     def on_train_end(

@@ -1,6 +1,7 @@
 """Callbacks that record the developmental trajectory, and what is needed to write one."""
 
 from lit_gamma.callbacks.attention_sink import AttentionSink
+from lit_gamma.callbacks.checkpoints import Checkpoints
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
@@ -23,6 +24,7 @@ from lit_gamma.trajectory.table import Quantity
 __all__ = [
     "AttentionSink",
     "BatchTrajectory",
+    "Checkpoints",
     "Condensation",
     "EffectiveRank",
     "GammaInit",

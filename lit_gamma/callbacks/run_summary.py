@@ -33,11 +33,13 @@ class RunSummary(Callback):
     are ``hp/<metric>`` there.
 
     Attributes:
-        path: The file; None until it is written.
+        summary: What it says; empty until then.
+        folder: The run's directory; None until then.
     """
 
     def __init__(self) -> None:
-        self.path: Path | None = None
+        self.summary: dict[str, Any] = {}
+        self.folder: Path | None = None
         self._earlier_seconds = 0.0
         self._start: float | None = None
         self._alone: Run | None = None
@@ -92,9 +94,10 @@ class RunSummary(Callback):
         }
         seconds = self._seconds()
         bill = bill_of(run, seconds, run.step - self._start_step)
-        summary = summarize(run, status, self._earlier_seconds + seconds, bill, metrics)
-        self.path = write_summary(run, summary)
-        self._compare(trainer, summary)
+        self.summary = summarize(run, status, self._earlier_seconds + seconds, bill, metrics)
+        self.folder = run.folder
+        write_summary(run, self.summary)
+        self._compare(trainer, self.summary)
 
     @staticmethod
     def _compare(trainer: Trainer, summary: dict[str, Any]) -> None:

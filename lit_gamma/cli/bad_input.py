@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_gamma.errors import InputError
+from lit_gamma.files import check_checkpoint
 
 _AT_LEAST = {
     "max_steps": -1,
@@ -63,7 +63,7 @@ def refuse_no_checkpoint(path: str) -> None:
         path: A local file or folder, or what Lightning makes of ``last``, ``best`` and addresses.
 
     Raises:
-        InputError: It is missing, empty or truncated, or a folder without a sharded checkpoint.
+        InputError: It is missing, empty or damaged, or a folder without a sharded checkpoint.
     """
     if not path or "://" in path:
         return
@@ -74,10 +74,5 @@ def refuse_no_checkpoint(path: str) -> None:
     elif file.is_dir():
         if not any((file / name).exists() for name in (".metadata", "meta.pt")):
             raise InputError(f"--ckpt_path {path} is a folder without a sharded checkpoint")
-    elif not zipfile.is_zipfile(file):
-        others = sorted(file.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime)
-        whole = [str(other) for other in others if zipfile.is_zipfile(other)]
-        advice = f"; the newest whole one beside it is {whole[-1]}" if whole else ""
-        raise InputError(
-            f"--ckpt_path {path} is no checkpoint: it is empty, cut short or another file{advice}"
-        )
+    else:
+        check_checkpoint(file)

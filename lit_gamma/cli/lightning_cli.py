@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
-from lit_gamma.callbacks import Progress, RunSummary, TrajectoryCallback
+from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
 from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.commands import COMMANDS, compare
 from lit_gamma.cli.config_files import ConfigFile, condensed, import_workspace_callbacks
@@ -113,18 +112,20 @@ class LitGammaCLI(LightningCLI):
     def _report(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         summary = next((c for c in callbacks if isinstance(c, RunSummary)), None)
-        if summary is None or summary.path is None:
+        if summary is None or summary.folder is None:
             return
-        written = json.loads(summary.path.read_text())
-        print(_readable(written))
-        run_dir = summary.path.parent
+        run_dir, said = summary.folder, summary.summary
+        print(_readable(said))
         print(f"  recorded in    {run_dir}")
         print(
             f"  look at it     tensorboard --logdir {run_dir.parent} "
             "--samples_per_plugin images=100"
         )
+        saved = self.trainer.checkpoint_callback
+        if isinstance(saved, Checkpoints) and saved.saved_step < said["steps"]:
+            print(f"  not saved      the newest checkpoint is of step {saved.saved_step}")
         last = run_dir / "checkpoints" / "last.ckpt"
-        if written["status"] != "finished" and last.is_file():
+        if said["status"] != "finished" and last.is_file():
             print(
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
@@ -161,6 +162,9 @@ def _readable(summary: dict[str, Any]) -> str:
     ]
     if bill := summary["overhead"]:
         lines.append(f"  {bill_in_words(bill)}")
+    for table, holes in summary.get("holes", {}).items():
+        steps = ", ".join(f"{first} to {last}" for first, last in holes)
+        lines.append(f"  not recorded   {table}: steps {steps}")
     condensation = summary.get("strongest_condensation", {})
     rank = summary.get("lowest_effective_rank", {})
     if condensation and rank:

@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from lit_gamma.data.documents import Piece
 from lit_gamma.data.tokenizers import Tokenizer
 from lit_gamma.errors import InputError
 
-_VERSION = 1  # Of what is on disk; part of every fingerprint.
+_VERSION = 2  # Of what is on disk; part of every fingerprint.
+_SUMS = "checksums.json"
 _AT_ONCE = 4 << 20  # Characters that are encoded together.
 
 Tokens = npt.NDArray[np.integer]
@@ -30,7 +32,7 @@ def cached(cache: Path, identity: Any, make: Callable[[Path], None]) -> Path:
     """The folder of a prepared thing, made if it is not there.
 
     It is made beside its final place and moved there when it is whole, so that what a later run
-    finds is complete.
+    finds is complete. One process of each machine then compares its files with their checksums.
 
     Args:
         cache: Folder of all prepared things.
@@ -38,16 +40,19 @@ def cached(cache: Path, identity: Any, make: Callable[[Path], None]) -> Path:
         make: Fills the folder it is given.
 
     Raises:
-        InputError: The disk is full or the cache cannot be written.
+        InputError: The disk is full, the cache cannot be written, or what it holds was changed.
     """
     fingerprint = hashlib.sha256(json.dumps([_VERSION, identity]).encode()).hexdigest()[:24]
     folder = cache / fingerprint
     if folder.is_dir():
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _check(folder)
         return folder
     draft = cache / f"{fingerprint}.{uuid.uuid4().hex[:8]}"
     try:
         draft.mkdir(parents=True)
         make(draft)
+        (draft / _SUMS).write_text(json.dumps({p.name: _checksum(p) for p in draft.iterdir()}))
         os.replace(draft, folder)
     except OSError as error:
         if not folder.is_dir():  # Another process may have been faster.
@@ -58,6 +63,25 @@ def cached(cache: Path, identity: Any, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _check(folder: Path) -> None:
+    try:
+        written = json.loads((folder / _SUMS).read_bytes())
+        whole = all(_checksum(folder / name) == value for name, value in written.items())
+    except (OSError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{folder} is damaged; delete it, it will be made again")
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
 
 
 def write_tokens(documents: Iterable[Piece], tokenizer: Tokenizer, folder: Path) -> None:
@@ -111,9 +135,6 @@ class TokenFile:
         folder: Where :func:`write_tokens` wrote.
         start: First token of the part.
         stop: The token after its last; the end of the stream if None.
-
-    Raises:
-        InputError: The file is not as long as it was written.
     """
 
     def __init__(self, folder: Path, start: int = 0, stop: int | None = None) -> None:
@@ -124,8 +145,6 @@ class TokenFile:
         self.start = start
         self.length = (about["n_tokens"] if stop is None else stop) - start
         self.folder = folder
-        if self.path.stat().st_size != about["n_tokens"] * np.dtype(self.dtype).itemsize:
-            raise InputError(f"{self.path} is damaged; delete {folder}, it will be made again")
 
     def __len__(self) -> int:
         return self.length

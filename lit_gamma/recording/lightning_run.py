@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.recording.run import Run
+from lit_gamma.trajectory.tensorboard import keep_writing
 
 if TYPE_CHECKING:
     from lit_gamma.recording.callback import TrajectoryCallback
@@ -45,8 +46,7 @@ def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
     """The run's TensorBoard writer; None without a TensorBoardLogger or off rank 0."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            writer: SummaryWriter = logger.experiment
-            return writer
+            return keep_writing(logger.experiment)
     return None
 
 

@@ -16,6 +16,7 @@ from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import bill_in_words, bill_of, summarize, write_summary
+from lit_gamma.trajectory.tensorboard import keep_writing
 
 
 class Recording:
@@ -194,5 +195,5 @@ def record(
         hyperparameters=hyperparameters or {},
     )
     if tensorboard and run.writes:
-        run.writer = SummaryWriter(folder)
+        run.writer = keep_writing(SummaryWriter(folder))
     return Recording(run, state)

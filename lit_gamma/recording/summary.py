@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch.distributed.tensor import DTensor
 
 from lit_gamma import trajectory
+from lit_gamma.files import replacing
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.jsonable import jsonable
@@ -106,21 +105,14 @@ def bill_in_words(bill: Mapping[str, Mapping[str, float | None]]) -> str:
     return f"recording took {sum(shares.values()):.1%} on top of training: {parts}"
 
 
-def write_summary(run: Run, summary: Mapping[str, Any]) -> Path | None:
-    """Writes ``summary.json``, whole or not at all; a disk that refuses it gives a warning.
-
-    Returns:
-        The file; None if it could not be written.
-    """
+def write_summary(run: Run, summary: Mapping[str, Any]) -> None:
+    """Writes ``summary.json``, whole or not at all; a disk that refuses it gives a warning."""
     path = run.folder / "summary.json"
-    draft = path.with_suffix(".json.tmp")
     try:
-        draft.write_text(json.dumps(jsonable(summary), indent=2) + "\n")
-        os.replace(draft, path)
-        return path
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(jsonable(summary), indent=2) + "\n")
     except OSError as error:
-        run.warn(f"{path} cannot be written ({error})")
-        return None
+        run.warn(f"{path} cannot be written ({error.strerror})")
 
 
 def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:

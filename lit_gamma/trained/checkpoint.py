@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import pickle
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tokenizers
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from lit_gamma.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gamma.errors import InputError
+from lit_gamma.files import check_checkpoint, readable
 from lit_gamma.model.transformer import Transformer, TransformerConfig
+
+_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,19 @@ def load(path: str | Path) -> Trained:
             f"{path} is a folder without config.json. A sharded checkpoint is made one file by "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
-    config = json.loads((path / "config.json").read_text())
-    model = Transformer(TransformerConfig(**config["transformer"]))
-    load_model(model, path / "model.safetensors")
-    end_of_text = config.pop("end_of_text")
+    return _from_export(path)
+
+
+def _from_export(path: Path) -> Trained:
+    with _one_line(f"{path} is not an export of lit_gamma"):
+        config = json.loads((path / "config.json").read_text())
+        written = config.pop("sha256")
+        for name, checksum in _checksums(path, config).items():
+            if written.get(name) != checksum:
+                raise InputError(f"{path / name} is not what was exported (its SHA-256 is wrong)")
+        model = Transformer(TransformerConfig(**config["transformer"]))
+        load_model(model, path / "model.safetensors")
+        end_of_text = config.pop("end_of_text")
     tokenizer = None
     if end_of_text is not None:
         tokenizer = load_tokenizer(str(path / "tokenizer.json"), end_of_text)
@@ -74,25 +89,61 @@ def load(path: str | Path) -> Trained:
 
 
 def _from_checkpoint(path: Path) -> Trained:
-    try:
+    check_checkpoint(path)
+    with _one_line(f"{path} is not a checkpoint of LanguageModel"), readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         hyperparameters = dict(checkpoint["hyper_parameters"])
         model = Transformer(TransformerConfig(**hyperparameters["transformer"]))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a checkpoint of LanguageModel: {error}") from error
-    prefix = "transformer."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    model.load_state_dict(weights)
+        prefix = "transformer."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        model.load_state_dict(weights)
     parts = [part for part in checkpoint.values() if isinstance(part, dict) and "tokenizer" in part]
     tokenizer = None
     if parts:
         backend = tokenizers.Tokenizer.from_str(parts[0]["tokenizer"])
         tokenizer = Tokenizer(backend, parts[0]["end_of_text"])
     return Trained(model.eval(), hyperparameters, tokenizer)
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Says in one line what the content of a foreign or damaged file leads to."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
+
+
+def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of an export's files; of the config without them."""
+    plain = json.dumps(config, sort_keys=True).encode()
+    checksums = {"config.json": hashlib.sha256(plain).hexdigest()}
+    for name in ("model.safetensors", "tokenizer.json"):
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                checksums[name] = _sha256(file)
+    return checksums
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def export(trained: Trained, folder: str | Path) -> None:
@@ -119,6 +170,7 @@ def export(trained: Trained, folder: str | Path) -> None:
             tokenizer.backend.save(str(draft / "tokenizer.json"))
         config = {**trained.hyperparameters, "transformer": asdict(trained.model.config)}
         config["end_of_text"] = end_of_text
+        config["sha256"] = _checksums(draft, config)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         draft.rename(folder)
     finally:

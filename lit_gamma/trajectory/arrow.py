@@ -1,15 +1,25 @@
-"""Arrow IPC streams that survive a killed process, a full disk and a deleted folder."""
+"""Arrow IPC streams that survive a killed process, a full disk, a deleted folder and flipped bits.
+
+Every batch carries, in its message's metadata, the CRC-32 of the schema's message and of its own,
+computed with zeros in the sum's place, as in a header of IP.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
+
+from lit_gamma.files import AppendFile, replacing
+
+_SUM = b"crc32:"
+_NO_SUM = _SUM + b"0" * 8
 
 
 class ArrowStream:
@@ -26,17 +36,12 @@ class ArrowStream:
 
     def __init__(self, path: Path, schema: pa.Schema, kept: Sequence[pa.RecordBatch] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        try:
-            self._file = draft.open("wb", buffering=0)
-            self._end = 0
+        with replacing(path) as draft:
+            self._file = AppendFile(draft)
             # Without its schema a stream cannot be read: it is there before the file has its name.
-            for message in (schema, *kept):
-                self._write(message.serialize())
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+            self._file.append(schema.serialize().to_pybytes())
+            for batch in kept:
+                self._file.append(_with_sum(batch))
         self._path = path
         self._schema = schema
 
@@ -54,27 +59,15 @@ class ArrowStream:
         ):
             raise FileNotFoundError(2, "the file was deleted or replaced", str(self._path))
         arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
-        self._write(pa.record_batch(arrays, schema=self._schema).serialize())
+        self._file.append(_with_sum(pa.record_batch(arrays, schema=self._schema)))
 
     def close(self) -> None:
         """Ends the file."""
         self._file.close()  # A stream needs no end mark.
 
-    def _write(self, message: pa.Buffer) -> None:
-        """Writes a message whole, or, when the disk refuses, nothing of it."""
-        rest = memoryview(message)
-        self._file.seek(self._end)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except BaseException:  # Ctrl-C too must not leave half a batch behind.
-            self._file.truncate(self._end)
-            raise
-        self._end += len(message)
-
 
 def read_batches(path: str | Path, last_step: int | None = None) -> list[pa.RecordBatch]:
-    """Reads the whole batches of a table's file, and says so if the rest is damaged.
+    """Reads the whole batches of a table's file, and says so if others are damaged.
 
     Args:
         path: The file.
@@ -84,15 +77,57 @@ def read_batches(path: str | Path, last_step: int | None = None) -> list[pa.Reco
         The batches, each non-empty.
     """
     batches: list[pa.RecordBatch] = []
+    gaps: list[str] = []
     try:
-        with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            for batch in reader:
-                batch.validate(full=True)
+        for batch in _batches(path):
+            if batch is None:
+                gaps.append(f"without a batch {_after(batches)} (its checksum is wrong)")
+            else:
                 batches.append(batch)
     except (pa.ArrowException, OSError) as error:
-        read = f"up to step {batches[-1]['step'][-1]}" if batches else "not at all"
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"{path} is damaged, and is read {read} ({reason})", stacklevel=2)
+        gaps.append(f"without what comes {_after(batches)} ({reason})")
+    if gaps:
+        warnings.warn(f"{path} is damaged, and is read {', '.join(gaps)}", stacklevel=2)
     if last_step is not None:
         batches = [b.filter(pa.compute.less_equal(b["step"], last_step)) for b in batches]
     return [batch for batch in batches if batch.num_rows]
+
+
+def _batches(path: str | Path) -> Iterator[pa.RecordBatch | None]:
+    """Yields a file's batches; None for one that is not what was written."""
+    with (
+        open(path, "rb") as raw,
+        pa.OSFile(str(path)) as source,
+        pa.ipc.open_stream(source) as reader,
+    ):
+        of_schema = zlib.crc32(raw.read(source.tell()))
+        for batch, metadata in reader.iter_batches_with_custom_metadata():
+            message = raw.read(source.tell() - raw.tell())
+            if metadata is not None and message != _summed(message, of_schema):
+                yield None
+            else:
+                batch.validate(full=True)
+                yield batch
+
+
+def _with_sum(batch: pa.RecordBatch) -> bytes:
+    """The message of a batch, with its checksum."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch, custom_metadata={"checksum": _NO_SUM})
+        end = sink.tell()
+    schema = batch.schema.serialize()
+    message = memoryview(sink.getvalue())[len(schema) : end].tobytes()
+    return _summed(message, zlib.crc32(schema))
+
+
+def _summed(message: bytes, of_schema: int) -> bytes:
+    """The message with what its checksum should be."""
+    head, mark, rest = message.partition(_SUM)
+    value = zlib.crc32(head + _NO_SUM + rest[8:], of_schema)
+    return head + mark + b"%08x" % value + rest[8:]
+
+
+def _after(batches: Sequence[pa.RecordBatch]) -> str:
+    return f"after step {batches[-1]['step'][-1]}" if batches else "first"

@@ -192,9 +192,10 @@ class Recorder:
 
     def _note_hole(self, steps: npt.NDArray[np.int64], error: OSError) -> None:
         if not self.holes:
+            # The same words for every table: Python shows them once.
             warnings.warn(
-                f"{self.path} cannot be written ({error}); training goes on, but its record has no "
-                f"steps {steps[0]} to {steps[-1]}, and no later ones until it can be written again",
+                f"{self.path.parent} cannot be written ({error.strerror}); training goes on, and "
+                "its record has holes, which the summary names, until it can be written again",
                 stacklevel=2,
             )
         self.holes.append((int(steps[0]), int(steps[-1])))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_gamma.files import AppendFile
 from lit_gamma.trajectory.layouts import Measured
 from lit_gamma.trajectory.table import Table
 
@@ -36,6 +40,53 @@ def picture(image: Image.Image, compress_level: int = -1) -> Summary.Image:
     return Summary.Image(
         height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
     )
+
+
+class EventFile:
+    """TensorBoard's event file, which a disk that refuses it costs events and not the training.
+
+    Args:
+        path: The file, begun by TensorBoard's writer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = AppendFile(path)
+        self._refused = False
+
+    def write(self, event: bytes) -> None:
+        """Appends an event, or leaves it out."""
+        record = io.BytesIO()
+        RecordWriter(record).write(event)
+        try:
+            self._file.append(record.getvalue())
+        except OSError as error:
+            if not self._refused:
+                warnings.warn(
+                    f"{self._path} cannot be written ({error.strerror}); training goes on, and "
+                    "TensorBoard has nothing until it can be written again",
+                    stacklevel=2,
+                )
+            self._refused = True
+
+    def flush(self) -> None:
+        """Does nothing: events are written at once."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def keep_writing(writer: SummaryWriter) -> SummaryWriter:
+    """Makes a writer survive a full disk: from now on it writes to an :class:`EventFile`."""
+    events = writer._get_file_writer().event_writer  # type: ignore[no-untyped-call]
+    thread = events._async_writer
+    if not isinstance(thread._writer, EventFile):
+        events.flush()
+        with thread._lock:
+            thread._writer.close()
+            thread._writer = thread._worker._record_writer = EventFile(Path(events._file_name))
+    return writer
 
 
 def write_values(writer: SummaryWriter, values: Iterable[Summary.Value], step: int) -> None:

@@ -118,9 +118,15 @@ def test_tokens_are_prepared_once_per_file_and_tokenizer(tmp_path, monkeypatch):
     text(file, cache_dir=str(tmp_path / "elsewhere"))
     assert len(list((tmp_path / "elsewhere").glob("*/tokens.bin"))) == 1
     (tokens,) = (tmp_path / "elsewhere").glob("*/tokens.bin")
-    tokens.write_bytes(tokens.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"{tokens} is damaged; delete"):
-        text(file, cache_dir=str(tmp_path / "elsewhere"))
+    whole = {path: path.read_bytes() for path in tokens.parent.iterdir()}
+    assert len(whole) == 3
+    for path, content in whole.items():
+        for damaged in (content[:-1], b"", b"[]", bytes([content[0] ^ 8]) + content[1:]):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=f"{tokens.parent} is damaged; delete it"):
+                text(file, cache_dir=str(tmp_path / "elsewhere"))
+        path.write_bytes(content)
+    text(file, cache_dir=str(tmp_path / "elsewhere"))
 
 
 def test_a_preparation_cut_short_leaves_nothing_to_trust(tmp_path):

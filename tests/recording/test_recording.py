@@ -246,7 +246,7 @@ def test_a_run_keeps_its_pace_says_what_it_cost_and_warns_once(tmp_path):
 def test_an_unwritable_directory_costs_the_record_and_not_the_training(tmp_path):
     (tmp_path / "version_0").mkdir()
     (tmp_path / "version_0" / "trajectory").write_text("in the way")
-    with pytest.warns(UserWarning, match=r"cannot be written.*no steps 0 to 12") as said:
+    with pytest.warns(UserWarning, match=r"trajectory cannot be written") as said:
         trainer = fit(tmp_path, WeightNorms(), RunSummary(), version=0, max_steps=12)
     assert trainer.global_step == 12
     assert sum("cannot be written" in str(w.message) for w in said) == 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from helpers.runs import TINY
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, trained
@@ -96,6 +97,44 @@ def test_an_export_is_the_same_model(tmp_path, tied):
     assert again.text_tokenizer().end_of_text == 256
     with pytest.raises(InputError, match="exists"):
         trained.export(again, tmp_path / "out")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["model.safetensors", "config.json", "tokenizer.json"]), st.data())
+def test_a_damaged_export_is_refused_in_one_line(tmp_path, name, data):
+    folder = tmp_path / "out"
+    if not folder.exists():
+        trained.export(trained.Trained(model(), {"gamma": 0.4}, ByteTokenizer()), folder)
+    file = folder / name
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped = bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))])
+    damaged = [whole[:at], whole[:at] + flipped + whole[at + 1 :], data.draw(st.binary())]
+    try:
+        for content in damaged:
+            file.write_bytes(content)
+            with pytest.raises(InputError, match="is not"):
+                trained.load(folder)
+    finally:
+        file.write_bytes(whole)
+    assert trained.load(folder).hyperparameters == {"gamma": 0.4, "transformer": mock.ANY}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"state_dict": {}},
+        {"hyper_parameters": 3, "state_dict": {}},
+        {"hyper_parameters": {"transformer": {"d_model": "wide"}}, "state_dict": {}},
+        {"hyper_parameters": {"transformer": {"heads": 2}}, "state_dict": {}},
+        {"hyper_parameters": {"transformer": {"vocab_size": 9, "context_length": 4}}},
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match="foreign.ckpt is not a checkpoint of LanguageModel"):
+        trained.load(tmp_path / "foreign.ckpt")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_gamma import trajectory
+from lit_gamma.files import AppendFile
 from lit_gamma.trajectory.arrow import ArrowStream, read_batches
 
 SCHEMA = pa.schema([("step", pa.int64()), ("matrix", pa.string()), ("value", pa.float32())])
@@ -51,7 +52,7 @@ def test_a_stream_can_be_read_before_anything_is_appended(tmp_path):
 def test_a_refused_first_write_leaves_no_file_and_the_next_one_a_whole_one(tmp_path, monkeypatch):
     path = tmp_path / "t.arrow"
     with monkeypatch.context() as patch:
-        patch.setattr(ArrowStream, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(AppendFile, "append", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(OSError, match="full"):
             ArrowStream(path, SCHEMA)
     assert list(tmp_path.iterdir()) == []
@@ -67,3 +68,31 @@ def test_files_of_others_give_no_traceback(tmp_path, content):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert read_batches(path) == []
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_a_flipped_bit_anywhere_costs_rows_and_is_said_or_changes_nothing(tmp_path, bit):
+    path = tmp_path / "t.arrow"
+    whole = written(path, n_batches=3)
+    rows = pa.Table.from_batches(read_batches(path))
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(flipped)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            batches = read_batches(path)
+        read = [batch.to_pydict() for batch in batches]
+        kept = [i for i in range(3) if rows.slice(10 * i, 10).to_pydict() in read]
+        assert len(kept) == len(read), at
+        assert said or len(kept) == 3, at
+
+
+def test_a_damaged_batch_does_not_cost_the_later_ones(tmp_path):
+    path = tmp_path / "t.arrow"
+    whole = written(path)
+    at = whole.index(np.float32(17 / 2).tobytes())
+    path.write_bytes(whole[:at] + np.float32(17.5 / 2).tobytes() + whole[at + 4 :])
+    with pytest.warns(UserWarning, match="without a batch after step 9 .its checksum is wrong"):
+        read = pa.Table.from_batches(read_batches(path))
+    assert read["step"].to_pylist() == [*range(10), *range(20, 40)]

@@ -1,0 +1,131 @@
+"""Checkpoints: can the run go on from them, whatever happens?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from lit_gamma.files import check_checkpoint, readable, save_checkpoint
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which never trades a good checkpoint for a bad one.
+
+    A checkpoint appears under its name when it is whole and on disk, and is checked against its
+    checksums when training goes on from it. One that the disk refuses, or whose weights are not
+    finite, is left out with a warning: training goes on, and what was saved before stays. The last
+    step is always saved.
+    """
+
+    @property
+    def saved_step(self) -> int:
+        """Steps that the newest checkpoint has taken; 0 if there is none."""
+        return self._last_global_step_saved
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_last_checkpoint(trainer, candidates)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        with self._or_as_before():
+            super().on_exception(trainer, pl_module, exception)
+
+    @override
+    def _save_topk_checkpoint(
+        self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        with self._or_as_before():
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    @override
+    def _save_last_checkpoint(
+        self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        with self._or_as_before():
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        fault = None if _finite(trainer) else "the weights are not finite"
+        if fault is None:
+            try:
+                super()._save_checkpoint(trainer, filepath)
+            except OSError as error:
+                fault = str(error)
+                trainer.strategy.barrier("Trainer.save_checkpoint")  # Where the other ranks wait.
+        fault = trainer.strategy.broadcast(fault)
+        if fault is not None:
+            rank_zero_warn(
+                f"{filepath}: no checkpoint of step {trainer.global_step} ({fault}); training goes "
+                "on, and the checkpoints before it stay"
+            )
+            raise _NotSavedError
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """Undoes what a save that was refused has noted of itself."""
+        before = {name: copy(value) for name, value in vars(self).items()}
+        try:
+            yield
+        except _NotSavedError:
+            vars(self).update(before)
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Local checkpoints that are whole or not there, and are checked when they are read."""
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            save_checkpoint(checkpoint, Path(path))
+
+    @override
+    def load_checkpoint(
+        self,
+        path: _PATH,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        if not Path(path).is_file():
+            return super().load_checkpoint(path, map_location, weights_only)
+        check_checkpoint(Path(path))
+        with readable(Path(path)):
+            return super().load_checkpoint(path, map_location, weights_only)
+
+
+class _NotSavedError(Exception):
+    """A checkpoint was left out, on all ranks."""
+
+
+def _finite(trainer: Trainer) -> bool:
+    parameters = trainer.lightning_module.parameters()
+    local = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
+    finite = all(bool(p.isfinite().all()) for p in local)
+    return trainer.strategy.reduce_boolean_decision(finite)
