@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCal
 from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.commands import COMMANDS, compare
 from lit_gamma.cli.config_files import ConfigFile, condensed, import_workspace_callbacks
+from lit_gamma.cli.run_folder import own_folder
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
@@ -73,7 +76,9 @@ class LitGammaCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Refuses what cannot be meant before anything is made."""
+        """Refuses what cannot be meant before anything is made; only a fit makes a run."""
+        if self.subcommand != "fit":
+            self.save_config_callback = None
         refuse_impossible(self._get(self.config, "trainer") or {})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -81,6 +86,10 @@ class LitGammaCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks = config["callbacks"] or []
         _refuse_twins([type(c).__name__ for c in callbacks if isinstance(c, TrajectoryCallback)])
+        if self.subcommand != "fit":
+            config["logger"] = False
+        elif config["logger"] is False and _without_monitors(callbacks) != callbacks:
+            rank_zero_info("trainer.logger is false: LearningRateMonitor is left out")
         if config["logger"] is False:
             config["callbacks"] = callbacks = _without_monitors(callbacks)
         bars = [c for c in callbacks if isinstance(c, ProgressBar)]
@@ -103,11 +112,27 @@ class LitGammaCLI(LightningCLI):
         if not kwargs.get("ckpt_path"):
             rank_zero_info(self.model.init_audit.headline())
         try:
-            self.trainer.fit(**kwargs)
+            with own_folder(self.trainer, self._name(), kwargs.get("ckpt_path")):
+                self.trainer.fit(**kwargs)
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)
         finally:
             self._report()
+
+    def _name(self) -> str:
+        """What sets a run apart from others of its experiment."""
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return f"gamma{self.model.hparams['gamma']:g}" + (f"-seed{seed}" if seed else "")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Prints the validation metrics."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+        print(_metrics(self.trainer.callback_metrics))
+
+    def test(self, **kwargs: Any) -> None:
+        """Prints the test metrics."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+        print(_metrics(self.trainer.callback_metrics))
 
     def _report(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -134,10 +159,7 @@ class LitGammaCLI(LightningCLI):
 
 def _without_monitors(callbacks: list[Any]) -> list[Any]:
     """The callbacks that can do without a logger; the others would refuse to start."""
-    left_out = [c for c in callbacks if isinstance(c, LearningRateMonitor)]
-    if left_out:
-        rank_zero_info("trainer.logger is false: LearningRateMonitor is left out")
-    return [c for c in callbacks if c not in left_out]
+    return [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
 
 
 def _refuse_twins(names: list[str]) -> None:
@@ -152,13 +174,17 @@ def _refuse_twins(names: list[str]) -> None:
             )
 
 
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    return "\n".join(f"  {name:<24} {float(value):.4g}" for name, value in metrics.items())
+
+
 def _readable(summary: dict[str, Any]) -> str:
     speed = summary["steps"] / max(summary["seconds"], 1e-9)
     lines = [
         "",
         f"{summary['status']}: gamma {summary['gamma']}, seed {summary['seed']}, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
-        *(f"  {name:<24} {value:.4g}" for name, value in summary["metrics"].items()),
+        _metrics(summary["metrics"]),
     ]
     if bill := summary["overhead"]:
         lines.append(f"  {bill_in_words(bill)}")
@@ -180,7 +206,8 @@ def _readable(summary: dict[str, Any]) -> str:
 
 def _keep_output_readable() -> None:
     """Drops Lightning's messages that users can do nothing about, or that say ours again."""
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    for words in ("LeafSpec", "The dirpath has changed from"):
+        warnings.filterwarnings("ignore", f".*{words}")
     noise = ("Tip: For seamless", "SIGTERMException was raised")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in record.getMessage() for words in noise)

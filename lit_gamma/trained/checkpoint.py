@@ -90,8 +90,9 @@ def _from_export(path: Path) -> Trained:
 
 def _from_checkpoint(path: Path) -> Trained:
     check_checkpoint(path)
-    with _one_line(f"{path} is not a checkpoint of LanguageModel"), readable(path):
+    with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    with _one_line(f"{path} is not a checkpoint of LanguageModel"):
         hyperparameters = dict(checkpoint["hyper_parameters"])
         model = Transformer(TransformerConfig(**hyperparameters["transformer"]))
         prefix = "transformer."

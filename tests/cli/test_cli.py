@@ -23,7 +23,7 @@ from helpers.runs import ROOT, TINY
 
 from lit_gamma import trajectory
 
-RUN = Path("runs/anchor/version_0")
+RUN = Path("runs/anchor/gamma0.8-seed1")
 
 
 def files_under(folder: Path) -> set[str]:
@@ -34,11 +34,12 @@ def files_under(folder: Path) -> set[str]:
 def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_run(
     workspace, command_line, capsys
 ):
+    run = Path("runs/anchor/gamma0.3-seed2")
     command_line("fit", *TINY, "--model.gamma=0.3", "--seed_everything=2", "--trainer.max_steps=20")
-    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["gamma"] == 0.3
     assert config["data"]["init_args"]["seed"] == 2  # ${seed_everything} in the file
-    assert files_under(RUN) >= {
+    assert files_under(run) >= {
         "config.yaml",
         "summary.json",
         "checkpoints/last.ckpt",
@@ -48,9 +49,9 @@ def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_r
         "trajectory/token_loss.arrow",
         "trajectory/anchor_reasoning.arrow",
     }
-    summary = json.loads((RUN / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     assert (summary["gamma"], summary["seed"], summary["steps"]) == (0.3, 2, 20)
-    tables = trajectory.load(RUN)
+    tables = trajectory.load(run)
     start = tables["weight_norms"].query("step == 0 and role == 'mlp_up'")["implied_gamma"]
     assert start.mean() == pytest.approx(0.3, abs=0.02)
     answers = tables["anchor_reasoning"]
@@ -63,13 +64,13 @@ def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_r
     assert "finished: gamma 0.3, seed 2, 20 steps" in printed
     assert "tensorboard --logdir runs/anchor" in printed
 
-    command_line("fit", f"--config={RUN}/config.yaml")
-    again = trajectory.load("runs/anchor/version_1")
+    command_line("fit", f"--config={run}/config.yaml")
+    again = trajectory.load("runs/anchor/gamma0.3-seed2-2")
     for name, table in tables.items():
         pandas.testing.assert_frame_equal(again[name], table, check_exact=True)
 
     command_line(
-        "validate", f"--config={RUN}/config.yaml", f"--ckpt_path={RUN}/checkpoints/last.ckpt"
+        "validate", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"
     )
     accuracy = summary["metrics"]["val/seen/accuracy"]
     assert re.search(rf"val/seen/accuracy\W+{accuracy:.6g}", capsys.readouterr().out)
@@ -118,7 +119,7 @@ def test_text_files_are_learnt(workspace, command_line):
         "--trainer.val_check_interval=20",
         "--trainer.enable_progress_bar=false",
     )
-    tables = trajectory.load("runs/text/version_0")
+    tables = trajectory.load("runs/text/gamma0.8-seed1")
     probe = {"probe_loss", "probe_tokens"}
     built_in = {"condensation", "effective_rank", "weight_norms", "token_loss", *probe}
     assert built_in | {"token_loss_profile"} == set(tables)  # too short for a bill every 100 steps
@@ -134,7 +135,7 @@ def test_text_files_are_learnt(workspace, command_line):
         *range(20, 31, 2),
         *range(34, 41, 2),
     ]
-    final = json.loads(Path("runs/text/version_0/summary.json").read_text())["metrics"]
+    final = json.loads(Path("runs/text/gamma0.8-seed1/summary.json").read_text())["metrics"]
     assert final["val/text/loss"] < 3 < tables["token_loss"]["mean"].iloc[0]
 
 
@@ -234,7 +235,11 @@ BROKEN = "raise RuntimeError('oh')\n"
             {"callbacks/ends.py": "raise SystemExit(0)"},
             r"callbacks/ends\.py:1 cannot be imported",
         ),
-        (["--trainer.logger.init_args.save_dir=f"], {"f": "x"}, r"f/anchor: Not a directory"),
+        (
+            ["--trainer.logger.init_args.save_dir=f"],
+            {"f": "x"},
+            r"f/anchor/gamma0.8-seed1: Not a directory",
+        ),
     ],
 )
 def test_bad_input_gives_one_message_and_leaves_nothing(
@@ -348,7 +353,7 @@ def test_ctrl_c_keeps_the_record_and_the_command_it_prints_resumes_it(workspace,
     resume = re.search(r"python -m lit_gamma (fit .*--ckpt_path \S+)", printed).group(1)
     last = summary["steps"] + 10
     command_line(*shlex.split(resume), f"--trainer.max_steps={last}")
-    rows = trajectory.load("runs/anchor/version_1")["weight_norms"]
+    rows = trajectory.load(RUN)["weight_norms"]
     assert list(rows[rows["role"] == "lm_head"]["step"]) == list(range(last + 1))
 
 

@@ -57,8 +57,8 @@ def runs(tmp_path_factory, command_line):
         }.items():
             command_line("fit", *SMALL[:1], "--data.context_length=24", *SMALL[1:],
                          f"--data.sources={json.dumps(sources)}",
-                         f"--trainer.logger.init_args.name={name}", *flags)  # fmt: skip
-            made[name] = str(root / "runs" / name / "version_0")
+                         f"--trainer.logger.init_args.version={name}", *flags)  # fmt: skip
+            made[name] = str(root / "runs" / "text" / name)
     return made
 
 

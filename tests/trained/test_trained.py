@@ -21,7 +21,7 @@ from lit_gamma.trained.generation import Sampling, generate
 TEXT = "".join(
     f"{i} is {'even' if i % 2 == 0 else 'odd'}, and ö is a letter.\n" for i in range(300)
 )
-RUN = Path("runs/text/version_0")
+RUN = Path("runs/text/gamma0.8-seed1")
 
 
 def model(**shape) -> Transformer:
@@ -133,7 +133,7 @@ def test_a_damaged_export_is_refused_in_one_line(tmp_path, name, data):
 )
 def test_a_foreign_checkpoint_is_refused_in_one_line(tmp_path, content):
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(InputError, match="foreign.ckpt is not a checkpoint of LanguageModel"):
+    with pytest.raises(InputError, match=r"foreign\.ckpt is not a checkpoint of LanguageModel"):
         trained.load(tmp_path / "foreign.ckpt")
 
 
@@ -185,11 +185,11 @@ def test_what_cannot_be_read_or_has_no_text_is_refused(workspace, command_line, 
 
     assert "nowhere.ckpt does not exist" in refused("generate", "--ckpt=nowhere.ckpt")
     Path("other.ckpt").write_text("no checkpoint")
-    assert "other.ckpt is not a checkpoint" in refused("generate", "--ckpt=other.ckpt")
+    assert "other.ckpt is no checkpoint" in refused("generate", "--ckpt=other.ckpt")
     Path("sharded").mkdir()
     assert "consolidate_checkpoint" in refused("export", "--ckpt=sharded", "--out=out")
     command_line("fit", *TINY, "--trainer.max_steps=1")
-    last = "--ckpt=runs/anchor/version_0/checkpoints/last.ckpt"
+    last = "--ckpt=runs/anchor/gamma0.8-seed1/checkpoints/last.ckpt"
     assert "no tokenizer" in refused("generate", last)
     assert "top_p" in refused("generate", last, "--top_p=2")
     assert "--device nowhere" in refused("perplexity", last, "--data_files=x", "--device=nowhere")

@@ -1,0 +1,82 @@
+"""Where a run goes: a folder of its own, named in the config; a resumed run goes on in its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+Logger = TensorBoardLogger | CSVLogger
+
+
+@contextmanager
+def own_folder(trainer: Trainer, name: str, ckpt_path: str | None) -> Iterator[None]:
+    """Takes a folder for the fit inside, and gives it back if nothing was written there.
+
+    Where its name is taken, ``-2``, ``-3``, ... follow. Fits that start together get folders apart:
+    a folder is taken by making it. A run that is resumed from its
+    last checkpoint goes on in its own folder: it keeps its config, the new one is saved as
+    ``config-step<N>.yaml``, and TensorBoard drops what came after the checkpoint.
+
+    Args:
+        trainer: The trainer, before its logger has written anything.
+        name: Its name, where the logger has no ``version``.
+        ckpt_path: The checkpoint that the fit goes on from.
+    """
+    logger = trainer.logger
+    dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if not isinstance(logger, Logger) or not first or dry:
+        yield
+    elif checkpoint := _of_a_run(ckpt_path, Path(logger.root_dir)):
+        _go_on(trainer, logger, checkpoint)
+        yield
+    else:
+        made = _new(logger, name)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # It holds something: a run.
+                for folder in made:
+                    folder.rmdir()
+
+
+def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:
+    """The checkpoint, if it is the last one of a run; from an earlier one another run branches."""
+    if ckpt_path is None:
+        return None
+    path = Path(ckpt_path).absolute()
+    its_own = path.name == "last.ckpt" and path.is_file() and path.parents[2] == root.absolute()
+    return path if its_own else None
+
+
+def _go_on(trainer: Trainer, logger: Logger, checkpoint: Path) -> None:
+    step: int = torch.load(checkpoint, mmap=True, weights_only=False)["global_step"]
+    logger._version = checkpoint.parents[1].name
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs["purge_step"] = step + 1
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            callback.config_filename = f"config-step{step}.yaml"
+
+
+def _new(logger: Logger, name: str) -> list[Path]:
+    """Makes a folder that was not there; returns it and the parents that were made with it."""
+    name = name if logger._version is None else str(logger._version)
+    logger._version = name
+    for n in itertools.count(2):
+        folder = Path(logger.log_dir).absolute()
+        missing = [parent for parent in folder.parents if not parent.exists()]
+        try:
+            folder.mkdir(parents=True)
+            return [folder, *missing]
+        except FileExistsError:
+            logger._version = f"{name}-{n}"
+    raise AssertionError
