@@ -5,7 +5,7 @@
 One run is left alone. Others of the same seed are killed (SIGKILL) at a random step. The record of
 each must open and end at most one flush interval before the kill; after the run is resumed from its
 last checkpoint, the record must equal that of the run left alone, bit for bit, and so must the
-weights.
+weights. ``--folder`` puts the runs on another file system than the temporary one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from pathlib import Path
 import lightning
 import pandas
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, trajectory
-from lit_gamma.callbacks import Condensation, EffectiveRank, TokenLoss, WeightNorms
+from lit_gamma.callbacks import Checkpoints, Condensation, EffectiveRank, TokenLoss, WeightNorms
 from lit_gamma.data import AnchorComposition
-from lit_gamma.recording.callback import FLUSH_SECONDS, FLUSH_STEPS
+from lit_gamma.trajectory.recorder import FLUSH_SECONDS, FLUSH_STEPS
 
 STEPS, CHECKPOINT_EVERY = 400, 150
 
@@ -53,7 +52,7 @@ def fit(root: Path, version: int, ckpt_path: Path | None = None) -> None:
         WeightNorms(),
         TokenLoss(),
     ]
-    keep = ModelCheckpoint(root, every_n_train_steps=CHECKPOINT_EVERY, filename="last")
+    keep = Checkpoints(root, every_n_train_steps=CHECKPOINT_EVERY, filename="last")
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=STEPS,
@@ -88,8 +87,10 @@ def kill_at(step: int, root: Path) -> int:
     return int(seen.read_text() or step)
 
 
-def check(expected: dict[str, pandas.DataFrame], weights: dict, step: int) -> str:
-    with tempfile.TemporaryDirectory() as folder:
+def check(
+    expected: dict[str, pandas.DataFrame], weights: dict, step: int, beside: str | None
+) -> str:
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
         root = Path(folder)
         killed = kill_at(step, root)
         left = trajectory.load(root / "version_0")
@@ -110,20 +111,21 @@ def check(expected: dict[str, pandas.DataFrame], weights: dict, step: int) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--folder", help="where the runs go; the temporary folder if not given")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)  # A fork of a process with worker threads hangs.
     chosen = random.Random(0)
     print(f"flush every {FLUSH_STEPS} steps or {FLUSH_SECONDS:.0f} s")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         alone = process(Path(folder), 0)
         alone.join()
         expected = trajectory.load(Path(folder, "version_0"))
         weights = torch.load(Path(folder, "weights_0.pt"))
     for _ in range(args.kills):
         step = chosen.randint(CHECKPOINT_EVERY + 1, STEPS - 1)
-        print(check(expected, weights, step), flush=True)
+        print(check(expected, weights, step, args.folder), flush=True)
 
 
 if __name__ == "__main__":

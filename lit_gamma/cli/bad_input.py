@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,15 @@ _AT_LEAST = {
     "min_epochs": 0,
     "accumulate_grad_batches": 1,
     "log_every_n_steps": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
 }
+
+_NOISE = re.compile(
+    "Does not validate against|Subtypes: |Subclass types |a class path|a dict with|Errors:"
+    "|Expected a <class 'NoneType'>|Given value: NestedArg|Given value type|Expected a path"
+    "|Not of type Path|Problem with given class_path"
+)
 
 
 @contextmanager
@@ -34,7 +43,7 @@ def in_one_line(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(f"{what}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
@@ -76,3 +85,31 @@ def refuse_no_checkpoint(path: str) -> None:
             raise InputError(f"--ckpt_path {path} is a folder without a sharded checkpoint")
     else:
         check_checkpoint(file)
+
+
+def condensed(message: str) -> str:
+    """A parser's message in one line: the key, what it may be, and what it was given."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    lines = [line for line in lines if line and not _NOISE.match(line)]
+    keys: list[str] = []
+    wanted: list[str] = []
+    given = ""
+    rest: list[str] = []
+    for line in lines:
+        if match := re.match(r'Parser key "(.+?)":? ?(.*)', line):
+            keys += [match[1]] if match[1] not in keys else []
+            line = match[2]
+        if match := re.match(r"(?:Given value: |.*Got value: )(.*)", line):
+            given = given or match[1]
+            line = line.partition("Got value")[0].removeprefix(match[0]).rstrip(". ")
+        if match := re.fullmatch(r"Expected an? (?:typing\.)?(.+)", line):
+            name = "the path of a class" if "import path" in match[1] else match[1]
+            wanted.append(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name))
+        elif line:
+            rest.append(line)
+    parts = [*dict.fromkeys(rest)]
+    if wanted and not (parts and "Option" in parts[0]):
+        parts.append(f"expected {' or '.join(dict.fromkeys(wanted))}")
+    if given:
+        parts.append(f"got {given}")
+    return ": ".join(filter(None, [".".join(keys), ", ".join(parts)]))

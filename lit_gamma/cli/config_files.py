@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-de
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_gamma.cli.bad_input import condensed
 from lit_gamma.errors import InputError
 
 
@@ -28,7 +28,11 @@ class ConfigFile(ActionConfigFile):
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Applies a file after the files it extends."""
+        known = {action.dest.partition(".")[0] for action in parser._actions}
         for path, layer in _layers(Path(value), ()):
+            for key in OmegaConf.create(layer):
+                if str(key).rstrip("+") not in known:
+                    raise InputError(f"config file {path}: unknown key {key!r}")
             try:
                 ActionConfigFile.apply_config(parser, cfg, dest, layer)
             except (ArgumentError, TypeError) as error:
@@ -46,19 +50,26 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(f"config file {path} is not valid YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"config file {path} is not valid YAML: {reason}") from error
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(f"config file {path} is not UTF-8: byte 0x{byte:02x}") from error
     if not isinstance(config, dict):
         raise InputError(f"config file {path} must hold keys and values, not a list")
-    for name in ("model", "trainer"):
-        if name in config and not isinstance(config[name], dict):
+    for name in ("model", "trainer", "model.transformer", "model.optimizer"):
+        section: Any = config
+        for key in name.split("."):
+            section = section.get(key, {})
+        if not isinstance(section, dict):
             raise InputError(
-                f"config file {path}: {name} must hold keys and values, got {config[name]!r}"
+                f"config file {path}: {name} must hold keys and values, got {section!r}"
             )
     bases = config.pop("extends", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"config file {path}: extends must name files, got {bases!r}")
+    for base in bases:
         yield from _layers(path.parent / base, (*opened, path.resolve()))
     yield path, OmegaConf.to_yaml(OmegaConf.create(config))
 
@@ -107,10 +118,3 @@ def _line_in(path: Path, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f":{lines[-1]}" if lines else ""
-
-
-def condensed(message: str) -> str:
-    """A parser's message without the alternatives that were not meant."""
-    noise = r"Does not validate against|Subtypes: |Errors:|.*NoneType|Given value type: "
-    lines = [line for line in message.splitlines() if not re.match(rf"[\s-]*(?:{noise})", line)]
-    return "\n".join(lines)

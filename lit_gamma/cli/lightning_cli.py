@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,9 +27,14 @@ from omegaconf.errors import OmegaConfBaseException
 import lit_gamma.callbacks
 import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
-from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
+from lit_gamma.cli.bad_input import (
+    condensed,
+    in_one_line,
+    refuse_impossible,
+    refuse_no_checkpoint,
+)
 from lit_gamma.cli.commands import COMMANDS, compare
-from lit_gamma.cli.config_files import ConfigFile, condensed, import_workspace_callbacks
+from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
 from lit_gamma.cli.run_folder import own_folder
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
@@ -205,7 +214,13 @@ def _readable(summary: dict[str, Any]) -> str:
 
 
 def _keep_output_readable() -> None:
-    """Drops Lightning's messages that users can do nothing about, or that say ours again."""
+    """Drops Lightning's messages that users can do nothing about, or that say ours again.
+
+    A terminal that has no γ shows another sign in its place.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     for words in ("LeafSpec", "The dirpath has changed from"):
         warnings.filterwarnings("ignore", f".*{words}")
     noise = ("Tip: For seamless", "SIGTERMException was raised")
@@ -226,7 +241,7 @@ def main() -> None:
             auto_cli(COMMANDS, as_positional=False, exit_on_error=False)
         else:
             _run_experiment()
-    except (InputError, ArgumentError, OmegaConfBaseException, ValueError, OSError) as error:
+    except Exception as error:
         message = _what_the_user_did(error)
         if message is None:
             raise
@@ -267,6 +282,14 @@ def _what_the_user_did(error: BaseException) -> str | None:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException):
         return f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+        return f"{error.filename or 'disk'}: {error.strerror}"
+    if isinstance(error, (MisconfigurationException, ValueError)) and _raised_by_lightning(error):
+        return str(error).strip().partition("\n")[0]
     return condensed(str(error)) if isinstance(error, ArgumentError) else None
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself refuses something, rather than code that it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")

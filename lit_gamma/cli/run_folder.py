@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gamma.errors import InputError
 
 Logger = TensorBoardLogger | CSVLogger
 
@@ -43,8 +46,10 @@ def own_folder(trainer: Trainer, name: str, ckpt_path: str | None) -> Iterator[N
         try:
             yield
         finally:
-            with suppress(OSError):  # It holds something: a run.
-                for folder in made:
+            if not (made[0] / "trajectory").exists() and not trainer.global_step:
+                shutil.rmtree(made[0], ignore_errors=True)  # Training has not begun.
+            for folder in made:
+                with suppress(OSError):  # It is gone, or holds something.
                     folder.rmdir()
 
 
@@ -70,6 +75,8 @@ def _go_on(trainer: Trainer, logger: Logger, checkpoint: Path) -> None:
 def _new(logger: Logger, name: str) -> list[Path]:
     """Makes a folder that was not there; returns it and the parents that were made with it."""
     name = name if logger._version is None else str(logger._version)
+    if Path(name).name != name or name in ("", "..") or "\0" in name + str(logger.name):
+        raise InputError(f"trainer.logger: {logger.name!r}, {name!r} cannot name a run's folder")
     logger._version = name
     for n in itertools.count(2):
         folder = Path(logger.log_dir).absolute()

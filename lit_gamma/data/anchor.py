@@ -177,7 +177,7 @@ class AnchorComposition(ResumableDataModule):
     def val_dataloader(self) -> dict[str, DataLoader[dict[str, Tensor]]]:
         """The validation sets by name, each as one batch."""
         return {
-            name: DataLoader(val_set, sampler=[torch.arange(len(val_set))], batch_size=None)
+            name: DataLoader(val_set, sampler=self.in_order(len(val_set)), batch_size=None)
             for name, val_set in self.val_sets.items()
         }
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 from typing_extensions import override
 
 from lit_gamma.errors import InputError
@@ -18,11 +18,12 @@ from lit_gamma.errors import InputError
 _EPOCH_STRIDE = 1_000_003  # So that the second epoch of one seed is not the first of the next.
 
 
-class ShuffledBatches(DistributedSampler[Any]):
+class ShuffledBatches(DistributedSampler[Any], SequentialSampler):
     """Yields index tensors of shape (batch_size,) from a permutation of seed and epoch.
 
-    A DistributedSampler, so that Lightning leaves it alone; every rank draws the same permutation
-    and takes its own share of each global batch. The incomplete last batch of an epoch is dropped.
+    A DistributedSampler, and by name a SequentialSampler, so that Lightning leaves it alone, with
+    ``overfit_batches`` as well; every rank draws the same permutation and takes its
+    own share of each global batch. The incomplete last batch of an epoch is dropped.
     The sampler counts the batches it has given, over all epochs, in ``position``, and goes on from
     there: the epoch that Lightning tells it is one or two too large after a resume at the end of an
     epoch.
@@ -33,7 +34,12 @@ class ShuffledBatches(DistributedSampler[Any]):
         seed: Seed of the permutation.
         num_replicas: Number of ranks.
         rank: This rank.
+
+    Attributes:
+        overfits: Whether each epoch begins with the first batches of all.
     """
+
+    overfits = False
 
     def __init__(
         self, n_samples: int, batch_size: int, seed: int, num_replicas: int = 1, rank: int = 0
@@ -51,8 +57,10 @@ class ShuffledBatches(DistributedSampler[Any]):
     def __len__(self) -> int:
         return self.n_samples // self.global_size
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         drawn, order = -1, torch.empty(0)
+        if self.overfits:
+            self.position = 0
         for _ in range(len(self)):
             epoch, batch = divmod(self.position, len(self))
             if epoch != drawn:
@@ -65,6 +73,19 @@ class ShuffledBatches(DistributedSampler[Any]):
         """The samples of an epoch, all ranks together; int64."""
         generator = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * epoch)
         return torch.randperm(self.n_samples, generator=generator)
+
+
+class InOrder(DistributedSampler[Any], SequentialSampler):
+    """Yields index tensors as they come, also where Lightning would put another order in place."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return iter(self.batches)
 
 
 class MixedBatches(ShuffledBatches):
@@ -148,11 +169,22 @@ class ResumableDataModule(LightningDataModule):
         """
         return self.resumed(ShuffledBatches(n_samples, batch_size, seed, *self.ranks))
 
+    @property
+    def overfits(self) -> bool:
+        """Whether the trainer wants the same few batches again and again."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    def in_order(self, n_samples: int, batch_size: int | None = None) -> Sequence[Tensor] | InOrder:
+        """Makes a validation sampler: the samples as they come; in one batch without a size."""
+        batches = torch.split(torch.arange(n_samples), batch_size or n_samples)
+        return InOrder(batches) if self.overfits else batches
+
     def resumed(self, batches: ShuffledBatches) -> ShuffledBatches:
         """Sets a training sampler to where the one before, or the checkpoint, left off."""
         if self._batches is not None:
             self._consumed, self._consumed_size = self._batches.position, self._batches.global_size
         self._batches = batches
+        self._batches.overfits = self.overfits
         self._batches.position = self._consumed_in(batches)
         return self._batches
 

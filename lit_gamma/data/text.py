@@ -143,7 +143,7 @@ class Text(ResumableDataModule):
     def val_dataloader(self) -> dict[str, Batches]:
         """The validation blocks of each source, in order, under its name."""
         return {
-            name: self._loader(blocks, torch.split(torch.arange(len(blocks)), self.batch_size))
+            name: self._loader(blocks, self.in_order(len(blocks), self.batch_size))
             for name, blocks in self.val_sets.items()
         }
 

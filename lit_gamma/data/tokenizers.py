@@ -19,6 +19,9 @@ from lit_gamma.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 """The token between documents, of our own tokenizers."""
 
+MOST_TOKENS = 1_000_000
+"""Largest vocabulary of a BPE that is trained here; its trainer takes memory in proportion."""
+
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BPE_CHARACTERS = 100_000_000
 
@@ -103,6 +106,8 @@ def bpe_size(name: str) -> int | None:
         raise InputError(f"data.tokenizer {name!r}: write bpe:SIZE, such as bpe:4096")
     if match and int(match[1]) < 257:
         raise InputError(f"data.tokenizer {name!r}: a BPE has at least 257 tokens, one per byte")
+    if match and int(match[1]) > MOST_TOKENS:
+        raise InputError(f"data.tokenizer {name!r}: a BPE may have at most {MOST_TOKENS} tokens")
     return int(match[1]) if match else None
 
 
@@ -169,12 +174,14 @@ def load_tokenizer(name: str, end_of_text: str | None = None) -> Tokenizer:
 
 
 def _from_hub(name: str) -> Path:
-    cached = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
-    if isinstance(cached, str):
-        return Path(cached)
-    check_reachable(f"data.tokenizer {name}", "give the path of a tokenizer.json")
     try:
+        cached = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        check_reachable(f"data.tokenizer {name}", "give the path of a tokenizer.json")
         return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json"))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(

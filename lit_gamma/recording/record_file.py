@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_gamma.errors import InputError
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.side_stream import side_stream
 from lit_gamma.trajectory.layouts import Rows
@@ -38,7 +40,13 @@ class RecordFile:
         self.holes: list[tuple[int, int]] = []
 
     def begin(self, run: Run, name: str) -> Path | None:
-        """Takes its place in a run's folder; returns where the record was before."""
+        """Takes its place in a run's folder; returns where the record was before.
+
+        Raises:
+            InputError: The name cannot be that of a file there.
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(f"a callback's name is that of its file in trajectory/, got {name!r}")
         if run.step == 0:
             self.last_step = self.last_drawn = -1
         self.since = run.step - 1

@@ -170,7 +170,7 @@ BROKEN = "raise RuntimeError('oh')\n"
         (["--model.transformer.n_heads=3"], {}, r"d_model 16 is not divisible by n_heads 3"),
         (["--model.gamma=.nan"], {}, r"gamma must be finite.* got nan"),
         (["--model.gamma=.inf"], {}, r"gamma must be finite.* got inf"),
-        (["--model.gamma=big"], {}, r"model\.gamma.*\n.*float.*big"),
+        (["--model.gamma=big"], {}, r"model\.gamma: expected float, got big"),
         (["--model.gama=1"], {}, r"unrecognized arguments: --model\.gama=1"),
         (["--data.n_trin=3"], {}, r"'n_trin' is not accepted"),
         (["--data=AnchorComposicion"], {}, r"AnchorComposicion"),
@@ -366,6 +366,19 @@ def test_a_terminated_run_says_so_and_how_to_go_on(workspace):
     assert json.loads((workspace / RUN / "summary.json").read_text())["status"] == "terminated"
     assert "SIGTERMException" not in printed
     assert re.search(r"resume +python -m lit_gamma fit .*--ckpt_path \S+last.ckpt", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_gamma_shows_another_sign(workspace, encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_gamma", "fit", *TINY, "--trainer.max_steps=3"],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "strongest cos" in done.stdout.decode(encoding)
 
 
 @pytest.mark.slow
