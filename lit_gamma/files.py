@@ -29,7 +29,7 @@ class AppendFile:
         self._file = path.open("ab", buffering=0)
         self._end = self._file.tell()
 
-    def append(self, piece: bytes) -> None:
+    def append(self, piece: bytes | bytearray) -> None:
         """Writes a piece at the end.
 
         Raises:

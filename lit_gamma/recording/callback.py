@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from lit_gamma.recording.record_file import RecordFile
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.layouts import Rows
-from lit_gamma.trajectory.table import Index, Quantity, Table
+from lit_gamma.trajectory.table import Index, Quantity, Table, snake_case
 from lit_gamma.trajectory.tensorboard import write_layout
 
 PICTURES = Schedule(per_decade=4)
@@ -82,7 +81,7 @@ class TrajectoryCallback(Callback):
     @property
     def name(self) -> str:
         """Name of the table and first part of the tags, the class name in snake case."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return snake_case(type(self).__name__)
 
     @property
     def seconds(self) -> float:

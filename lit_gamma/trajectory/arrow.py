@@ -19,7 +19,6 @@ import pyarrow.compute
 from lit_gamma.files import AppendFile, replacing
 
 _SUM = b"crc32:"
-_NO_SUM = _SUM + b"0" * 8
 
 
 class ArrowStream:
@@ -103,30 +102,34 @@ def _batches(path: str | Path) -> Iterator[pa.RecordBatch | None]:
     ):
         of_schema = zlib.crc32(raw.read(source.tell()))
         for batch, metadata in reader.iter_batches_with_custom_metadata():
-            message = raw.read(source.tell() - raw.tell())
-            if metadata is not None and message != _summed(message, of_schema):
+            message = bytearray(raw.read(source.tell() - raw.tell()))
+            if metadata is not None and not _sum_up(message, of_schema):
                 yield None
             else:
                 batch.validate(full=True)
                 yield batch
 
 
-def _with_sum(batch: pa.RecordBatch) -> bytes:
+def _with_sum(batch: pa.RecordBatch) -> bytearray:
     """The message of a batch, with its checksum."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch, custom_metadata={"checksum": _NO_SUM})
+        writer.write_batch(batch, custom_metadata={"checksum": _SUM + b"0" * 8})
         end = sink.tell()
     schema = batch.schema.serialize()
-    message = memoryview(sink.getvalue())[len(schema) : end].tobytes()
-    return _summed(message, zlib.crc32(schema))
+    message = bytearray(memoryview(sink.getvalue())[len(schema) : end])
+    _sum_up(message, zlib.crc32(schema))
+    return message
 
 
-def _summed(message: bytes, of_schema: int) -> bytes:
-    """The message with what its checksum should be."""
-    head, mark, rest = message.partition(_SUM)
-    value = zlib.crc32(head + _NO_SUM + rest[8:], of_schema)
-    return head + mark + b"%08x" % value + rest[8:]
+def _sum_up(message: bytearray, of_schema: int) -> bool:
+    """Puts a message's checksum in; returns whether it was there."""
+    start = message.find(_SUM) + len(_SUM)
+    there = message[start : start + 8]
+    message[start : start + 8] = b"0" * 8
+    value = b"%08x" % zlib.crc32(message, of_schema)
+    message[start : start + 8] = value
+    return there == value
 
 
 def _after(batches: Sequence[pa.RecordBatch]) -> str:

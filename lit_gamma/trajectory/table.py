@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,9 @@ class Table:
         """Whether TensorBoard gets a column."""
         charted = self.charts.values()
         return not charted or any(column in columns for columns in charted)
+
+
+@cache
+def snake_case(name: str) -> str:
+    """A class's name as its table's: ``WeightNorms`` is ``weight_norms``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
