@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -121,17 +120,12 @@ class LitGammaCLI(LightningCLI):
         if not kwargs.get("ckpt_path"):
             rank_zero_info(self.model.init_audit.headline())
         try:
-            with own_folder(self.trainer, self._name(), kwargs.get("ckpt_path")):
+            with own_folder(self.trainer, kwargs.get("ckpt_path")):
                 self.trainer.fit(**kwargs)
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)
         finally:
             self._report()
-
-    def _name(self) -> str:
-        """What sets a run apart from others of its experiment."""
-        seed = os.environ.get("PL_GLOBAL_SEED")
-        return f"gamma{self.model.hparams['gamma']:g}" + (f"-seed{seed}" if seed else "")
 
     def validate(self, **kwargs: Any) -> None:
         """Prints the validation metrics."""

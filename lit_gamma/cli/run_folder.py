@@ -20,17 +20,17 @@ Logger = TensorBoardLogger | CSVLogger
 
 
 @contextmanager
-def own_folder(trainer: Trainer, name: str, ckpt_path: str | None) -> Iterator[None]:
+def own_folder(trainer: Trainer, ckpt_path: str | None) -> Iterator[None]:
     """Takes a folder for the fit inside, and gives it back if nothing was written there.
 
-    Where its name is taken, ``-2``, ``-3``, ... follow. Fits that start together get folders apart:
+    It is the first free ``version_N``; where the logger's version has a name that is taken, ``-2``,
+    ``-3``, ... follow. Fits that start together get folders apart:
     a folder is taken by making it. A run that is resumed from its
     last checkpoint goes on in its own folder: it keeps its config, the new one is saved as
     ``config-step<N>.yaml``, and TensorBoard drops what came after the checkpoint.
 
     Args:
         trainer: The trainer, before its logger has written anything.
-        name: Its name, where the logger has no ``version``.
         ckpt_path: The checkpoint that the fit goes on from.
     """
     logger = trainer.logger
@@ -42,7 +42,7 @@ def own_folder(trainer: Trainer, name: str, ckpt_path: str | None) -> Iterator[N
         _go_on(trainer, logger, checkpoint)
         yield
     else:
-        made = _new(logger, name)
+        made = _new(logger)
         try:
             yield
         finally:
@@ -72,18 +72,21 @@ def _go_on(trainer: Trainer, logger: Logger, checkpoint: Path) -> None:
             callback.config_filename = f"config-step{step}.yaml"
 
 
-def _new(logger: Logger, name: str) -> list[Path]:
+def _new(logger: Logger) -> list[Path]:
     """Makes a folder that was not there; returns it and the parents that were made with it."""
-    name = name if logger._version is None else str(logger._version)
-    if Path(name).name != name or name in ("", "..") or "\0" in name + str(logger.name):
-        raise InputError(f"trainer.logger: {logger.name!r}, {name!r} cannot name a run's folder")
-    logger._version = name
-    for n in itertools.count(2):
+    asked = logger.version
+    for n in itertools.count(1):
+        if isinstance(asked, int):
+            logger._version = asked + n - 1
+        else:
+            logger._version = asked if n == 1 else f"{asked}-{n}"
+            if Path(asked).name != asked or asked in ("", ".."):
+                raise InputError(f"trainer.logger: version {asked!r} cannot name a run's folder")
         folder = Path(logger.log_dir).absolute()
         missing = [parent for parent in folder.parents if not parent.exists()]
         try:
             folder.mkdir(parents=True)
             return [folder, *missing]
         except FileExistsError:
-            logger._version = f"{name}-{n}"
+            continue
     raise AssertionError

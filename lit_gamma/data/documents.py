@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ Piece = tuple[str, bool]
 """Text, and whether its document ends with it."""
 
 _BUILDERS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
+    ".jsonl": "text",  # A JSON reader of columns would guess types: dates, say.
+    ".ndjson": "text",
     ".json": "json",
     ".parquet": "parquet",
 }
@@ -71,7 +72,7 @@ class LocalDocuments:
         for file in self.files:
             _check_readable(file)
         builders = {_builder(file) or Path(file).suffix for file in self.files}
-        if builders not in ({"json"}, {"parquet"}):
+        if len(builders) > 1 or builders - {*_BUILDERS.values()}:
             raise InputError(
                 f"data.streaming reads JSONL or Parquet files, all of one kind, not {self.files}; "
                 "leave it off: prepared tokens are mapped from disk, not held in memory"
@@ -79,19 +80,27 @@ class LocalDocuments:
         files = [glob.escape(file) for file in self.files]
         with readable(f"data.data_files: {files}"):
             rows = datasets.load_dataset(*builders, data_files=files, split="train", streaming=True)
+            if builders == {"text"}:
+                return _parsed(rows, self.field, ", ".join(files))
             return _only(rows, self.field, ", ".join(files))
 
     def _rows(self, file: str, builder: str) -> Iterator[Piece]:
-        row = -1
-        with readable(f"data.data_files: {file} cannot be read as {builder}"):
-            table = datasets.load_dataset(
+        kind = "json" if builder == "text" else builder
+        empty = True
+        with readable(f"data.data_files: {file} cannot be read as {kind}"):
+            rows = datasets.load_dataset(
                 builder, data_files=glob.escape(file), split="train", streaming=True
             )
-            rows = _only(table, self.field, file)
-            for row, value in enumerate(_column(rows, self.field)):
-                yield checked(value, f"row {row} of {file}", self.field), True
-        if row < 0:
-            raise InputError(f"data.data_files: {file} cannot be read as {builder}: no rows")
+            lines = builder == "text"
+            rows = rows if lines else _only(rows, self.field, file)
+            for row, value in enumerate(_column(rows, "text" if lines else self.field)):
+                if not lines:
+                    yield checked(value, f"row {row} of {file}", self.field), True
+                elif value.strip():
+                    yield _field(value, f"row {row} of {file}", self.field), True
+                empty = empty and lines and not value.strip()
+        if empty:
+            raise InputError(f"data.data_files: {file} cannot be read as {kind}: no rows")
 
 
 class HubDocuments:
@@ -211,6 +220,31 @@ def _text_file(file: str) -> Iterator[Piece]:
         ) from error
     except OSError as error:
         raise InputError(f"data.data_files: {file} cannot be read: {error.strerror}") from error
+
+
+def _field(line: str, where: str, field: str) -> str:
+    """The text in a line of JSON."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"data.data_files: {where} cannot be read as json: {error}") from error
+    if not isinstance(row, dict) or field not in row:
+        has = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {line[:40]}"
+        raise InputError(f"data.field: {where} has no field {field!r}; {has}")
+    return checked(row[field], where, field)
+
+
+def _parsed(lines: Any, field: str, where: str) -> Any:
+    """The rows of lines of JSON, with their text alone."""
+    kept = lines.filter(lambda row: bool(row["text"].strip()))
+    first = next(iter(kept), None)
+    if first is None:
+        raise InputError(f"data.data_files: {where} cannot be read as json: no rows")
+    _field(first["text"], where, field)
+    return kept.map(
+        lambda row: {field: _field(row["text"], f"a row of {where}", field)},
+        remove_columns=[] if field == "text" else ["text"],
+    )
 
 
 def _only(rows: Any, field: str, where: str) -> Any:

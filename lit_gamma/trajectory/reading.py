@@ -22,7 +22,7 @@ def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str,
     """Reads the tables of a run, finished or not.
 
     Args:
-        run_dir: The run's directory, ``runs/<experiment>/<run>``.
+        run_dir: The run's directory, ``runs/<experiment>/version_N``.
         names: The tables to read, of those that there are; all by default.
 
     Returns:

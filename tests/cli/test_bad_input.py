@@ -69,7 +69,7 @@ ANCHOR = {
     "trainer.plugins": "nope",
     "trainer.logger": "nope 3",
     "trainer.logger.init_args.save_dir": "file file/below [1]",
-    "trainer.logger.init_args.name": "a\0b [1]",
+    "trainer.logger.init_args.name": "[1]",
     "trainer.logger.init_args.version": "../../out a/b [1]",
     "trainer.steps": "3",
     "trainer.callbacks.init_args.schedule": (

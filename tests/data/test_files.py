@@ -108,3 +108,30 @@ def test_a_resume_with_another_batch_size_goes_on_at_the_same_sequence(batch_siz
 def test_a_resume_in_the_middle_of_a_batch_is_refused():
     with pytest.raises(InputError, match=r"after 12 sequences .* batches of 4 .* batches of 8"):
         consumed(8, 3, 4)
+
+
+def test_what_looks_like_a_date_or_a_number_stays_the_text_it_is(tmp_path):
+    texts = ["2024-05-01T10:00", "2024-05-02", "10:00", "1e5", "true", "\u2028\u0085|", " x "] * 30
+        "2024-05-01T10:00:00",
+        "2024-05-02",
+        "10:00",
+        "1e5",
+        "true",
+        "\u2028\u0085|",
+        " x ",
+    ] * 30
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n\n" for t in texts))
+    assert [text for text, _ in LocalDocuments(str(file), "text")] == texts
+    assert [row["text"] for row in LocalDocuments(str(file), "text").stream()] == texts
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["a"], 3, 2.5, True, None])
+def test_a_row_that_is_no_text_is_refused_wherever_it_comes(tmp_path, value):
+    rows = [{"text": "some words"}] * 300 + [{"text": value}] + [{"text": "more"}] * 300
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row 300 of .*a.jsonl: 'text' is no text"):
+        list(LocalDocuments(str(file), "text"))
+    with pytest.raises(InputError, match=r"a row of .*a.jsonl: 'text' is no text"):
+        list(LocalDocuments(str(file), "text").stream())
