@@ -1,5 +1,5 @@
 """``python -m lit_gamma``."""
 
-from lit_gamma.cli.lightning_cli import main
+from lit_gamma.cli.entry import main
 
 main()

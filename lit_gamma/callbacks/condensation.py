@@ -15,9 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lit_gamma import metrics
-from lit_gamma.recording.callback import PICTURES
 from lit_gamma.recording.current import WeightGroup
-from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.schedule import PICTURES, Schedule
 from lit_gamma.recording.weights import TIERED, WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
 from lit_gamma.trajectory.tensorboard import picture, write_values

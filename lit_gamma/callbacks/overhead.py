@@ -48,6 +48,11 @@ class Overhead(TrajectoryCallback):
         return step > self._since_step and super().due(step)
 
     @override
+    def take_rest(self) -> None:
+        if self.run.step > self._since_step:
+            super().take_rest()
+
+    @override
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
         names = [callback.name for callback in self.run.callbacks]
         return {"callback": names}, names
@@ -61,7 +66,7 @@ class Overhead(TrajectoryCallback):
     @override
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         run, now = self.run, time.perf_counter()
-        billed = torch.tensor([callback.seconds for callback in run.callbacks]).double()
+        billed = torch.tensor([callback.budget.seconds for callback in run.callbacks]).double()
         spent, elapsed, steps = (
             billed - self._billed,
             now - self._clock,

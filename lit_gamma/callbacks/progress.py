@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from typing import Any
 
@@ -13,15 +14,19 @@ from lit_gamma.model.flops import flops_per_token, peak_flops
 from lit_gamma.model.transformer import Transformer
 
 _REFRESH = 0.5  # Seconds; reading the loss makes an accelerator wait.
+_WIDE = 110  # Columns of a terminal that has room for speed and learning rate.
 
 
 class Progress(TQDMProgressBar):
-    """A bar over all optimizer steps: what remains, loss, learning rate, tokens per second, MFU.
+    """A bar over all optimizer steps: rate, time left, loss, and the validation metric logged last.
 
-    MFU is the share of the GPU's peak that the model's arithmetic needs (arXiv 2204.02311, appendix
-    B: without activation recomputation); it is shown for GPUs that Lightning knows. Tokens are of
-    all processes; time spent in validation is not counted.
+    A wide terminal also shows the learning rate, tokens per second and MFU, the share of the GPU's
+    peak that the model's arithmetic needs (arXiv 2204.02311, appendix B: without activation
+    recomputation), for GPUs that Lightning knows. Tokens are of all processes; time spent in
+    validation is not counted.
     """
+
+    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar} {rate_noinv_fmt}, {remaining} left{postfix}"
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +42,7 @@ class Progress(TQDMProgressBar):
         total = trainer.estimated_stepping_batches
         bar.reset(int(total) if math.isfinite(total) else None)
         bar.initial = bar.n = trainer.global_step
-        bar.set_description("steps")
+        bar.set_description_str("step")
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -69,7 +74,16 @@ class Progress(TQDMProgressBar):
         """What stands behind the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        shown["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.2g}"
+        measured = {name.removeprefix("val/"): value for name, value in shown.items()}
+        loss = measured.pop("train/loss", None)
+        kept = {} if loss is None else {"loss": loss}
+        kept.update(list(measured.items())[-1:])
+        if shutil.get_terminal_size().columns >= _WIDE:
+            kept.update(self._speed_of(trainer, pl_module))
+        return kept
+
+    def _speed_of(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+        shown = {"lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.2g}"}
         if self._speed:
             shown["tokens/s"] = f"{self._speed:,.0f}"
         model = getattr(pl_module, "transformer", None)

@@ -1,5 +1,5 @@
 """The command line; nothing of the science."""
 
-from lit_gamma.cli.lightning_cli import main
+from lit_gamma.cli.entry import main
 
 __all__ = ["main"]

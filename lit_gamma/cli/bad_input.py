@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,14 @@ def condensed(message: str) -> str:
     if given:
         parts.append(f"got {given}")
     return ": ".join(filter(None, [".".join(keys), ", ".join(parts)]))
+
+
+def with_nearest_option(message: str, parser: Any) -> str:
+    """Adds to a message about an unknown option the one that comes nearest to it."""
+    match = re.match(r"unrecognized arguments: (--[\w.+]+)", message)
+    if match is None:
+        return message
+    commands = parser._subcommands_action._name_parser_map.values()
+    known = {name for command in commands for name in command._option_string_actions}
+    nearest = get_close_matches(match[1], known, 1)
+    return f"{message}; did you mean {nearest[0]}?" if nearest else message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 
 from lit_gamma import trained
 from lit_gamma.errors import InputError
@@ -121,12 +122,19 @@ def compare(
         print(f"wrote {path}")
 
 
-COMMANDS: dict[str, Any] = {
-    "generate": generate,
-    "export": export,
-    "perplexity": perplexity,
-    "compare": compare,
-}
+def run(command: str, arguments: list[str]) -> None:
+    """Runs one of the commands.
+
+    Args:
+        command: Its name.
+        arguments: What follows it on the command line.
+    """
+    function: Any = {f.__name__: f for f in (generate, perplexity, export, compare)}[command]
+    parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
+    if command == "compare":
+        parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
+    parser.add_function_arguments(function, skip={"runs"}, as_positional=False)
+    function(**parser.instantiate(parser.parse_args(arguments)))
 
 
 def _device(name: str) -> torch.device:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import logging
 import signal
 import sys
-import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning import LightningDataModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf.errors import OmegaConfBaseException
 
 import lit_gamma.callbacks
-import lit_gamma.data  # noqa: F401 (so that its classes are found by name)
+import lit_gamma.data.anchor
+import lit_gamma.data.streamed_text  # noqa: F401
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
 from lit_gamma.cli.bad_input import (
     condensed,
     in_one_line,
     refuse_impossible,
     refuse_no_checkpoint,
+    with_nearest_option,
 )
-from lit_gamma.cli.commands import COMMANDS, compare
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
 from lit_gamma.cli.run_folder import own_folder
 from lit_gamma.doctor.diagnosis import diagnose
@@ -108,7 +102,10 @@ class LitGammaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and refuses a seed or a checkpoint that is none, before they are used."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise InputError(with_nearest_option(condensed(str(error)), parser)) from error
         config = self.config[self.config["subcommand"]]
         refuse_no_checkpoint(str(config.get("ckpt_path") or ""))
         seed = config.get("seed_everything")
@@ -130,12 +127,12 @@ class LitGammaCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Prints the validation metrics."""
         self.trainer.validate(**{**kwargs, "verbose": False})
-        print(_metrics(self.trainer.callback_metrics))
+        print(*_metrics(self.trainer.callback_metrics), sep="\n")
 
     def test(self, **kwargs: Any) -> None:
         """Prints the test metrics."""
         self.trainer.test(**{**kwargs, "verbose": False})
-        print(_metrics(self.trainer.callback_metrics))
+        print(*_metrics(self.trainer.callback_metrics), sep="\n")
 
     def _report(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -177,8 +174,8 @@ def _refuse_twins(names: list[str]) -> None:
             )
 
 
-def _metrics(metrics: Mapping[str, Any]) -> str:
-    return "\n".join(f"  {name:<24} {float(value):.4g}" for name, value in metrics.items())
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    return [f"  {name:<24} {float(value):.4g}" for name, value in metrics.items()]
 
 
 def _readable(summary: dict[str, Any]) -> str:
@@ -187,7 +184,7 @@ def _readable(summary: dict[str, Any]) -> str:
         "",
         f"{summary['status']}: gamma {summary['gamma']}, seed {summary['seed']}, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
-        _metrics(summary["metrics"]),
+        *_metrics(summary["metrics"]),
     ]
     if bill := summary["overhead"]:
         lines.append(f"  {bill_in_words(bill)}")
@@ -207,50 +204,14 @@ def _readable(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _keep_output_readable() -> None:
-    """Drops Lightning's messages that users can do nothing about, or that say ours again.
+def run_experiment() -> None:
+    """``fit``, ``validate``, ``test`` and ``doctor``.
 
-    A terminal that has no γ shows another sign in its place.
+    Raises:
+        InputError: A file in ``callbacks/`` cannot be imported, or the config is wrong.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    for words in ("LeafSpec", "The dirpath has changed from"):
-        warnings.filterwarnings("ignore", f".*{words}")
-    noise = ("Tip: For seamless", "SIGTERMException was raised")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(words in record.getMessage() for words in noise)
-    )
-
-
-def main() -> None:
-    """Entry point of ``python -m lit_gamma``."""
-    _keep_output_readable()
     torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    try:
-        if sys.argv[1:2] == ["compare"]:
-            _compare(sys.argv[2:])
-        elif len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
-            auto_cli(COMMANDS, as_positional=False, exit_on_error=False)
-        else:
-            _run_experiment()
-    except Exception as error:
-        message = _what_the_user_did(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
-
-
-def _compare(arguments: list[str]) -> None:
-    """Runs ``compare``, by a parser of its own: auto_cli has no positional list."""
-    parser = ArgumentParser(prog="python -m lit_gamma compare", exit_on_error=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
-    parser.add_function_arguments(compare, skip={"runs"})
-    compare(**parser.instantiate(parser.parse_args(arguments)))
-
-
-def _run_experiment() -> None:
     import_workspace_callbacks(Path.cwd())
     LitGammaCLI(
         LanguageModel,
@@ -260,30 +221,5 @@ def _run_experiment() -> None:
         auto_configure_optimizers=False,
         seed_everything_default=1,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "parser_mode": "omegaconf+",
-            "epilog": f"With trained models: {', '.join(COMMANDS)}; each has --help.",
-        },
+        parser_kwargs={"parser_mode": "omegaconf+"},
     )
-
-
-def _what_the_user_did(error: BaseException) -> str | None:
-    """The message for an error that bad input caused; None if the program is at fault."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, OmegaConfBaseException):
-        return f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
-    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
-        return f"{error.filename or 'disk'}: {error.strerror}"
-    if isinstance(error, (MisconfigurationException, ValueError)) and _raised_by_lightning(error):
-        return str(error).strip().partition("\n")[0]
-    return condensed(str(error)) if isinstance(error, ArgumentError) else None
-
-
-def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself refuses something, rather than code that it calls."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("lightning.")

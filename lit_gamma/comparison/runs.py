@@ -82,9 +82,6 @@ class Comparison:
 def load_run(run_dir: str | Path) -> Run:
     """Reads what a comparison needs of a run, finished or not.
 
-    A finished run's last weights may lie between two steps of the probe's schedule; their losses,
-    which the table of tokens has as ``full_context``, are then one more step.
-
     Raises:
         InputError: The directory is not a run, or the run has no probe.
     """
@@ -95,14 +92,11 @@ def load_run(run_dir: str | Path) -> Run:
     about = tokens.attrs
     config = _read(path / "config.yaml") or {"model": about["hyperparameters"]}
     summary = _read(path / "summary.json")
-    at, last = steps.to_numpy(), summary.get("steps", 0)
-    values = losses.astype(np.float32)
-    if "full_context" in tokens and last > at[-1]:
-        at, values = np.append(at, last), np.vstack([values, tokens["full_context"]])
     seed = about["seed"]
     return Run(
         str(run_dir), flat(config), about["hyperparameters"].get("gamma"),
-        None if seed is None else int(seed), summary, at, values, tokens,
+        None if seed is None else int(seed), summary, steps.to_numpy(), losses.astype(np.float32),
+        tokens,
     )  # fmt: skip
 
 

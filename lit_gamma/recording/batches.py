@@ -120,7 +120,7 @@ class BatchTrajectory(TrajectoryCallback):
             self._batches.add(self.kept(outputs, batch))
 
     @override
-    def measure_if_due(self) -> None:
+    def measure_if_due(self, last: bool = False) -> None:
         step, outputs = self._batches.finished(self.run.step)
         if step < self.run.step:
             self.file.since = step

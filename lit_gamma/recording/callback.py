@@ -23,9 +23,6 @@ from lit_gamma.trajectory.layouts import Rows
 from lit_gamma.trajectory.table import Index, Quantity, Table, snake_case
 from lit_gamma.trajectory.tensorboard import write_layout
 
-PICTURES = Schedule(per_decade=4)
-"""The steps at which callbacks that draw do so by default."""
-
 
 class TrajectoryCallback(Callback):
     """Records named quantities at the steps of a schedule.
@@ -34,8 +31,7 @@ class TrajectoryCallback(Callback):
     weights W_t. Gradient accumulation therefore records once per optimizer step. All ranks measure,
     rank 0 writes. A record goes on across a resume without gaps or duplicates.
 
-    Subclasses implement :meth:`observe`; for quantities of weight matrices or of training batches,
-    see :class:`WeightTrajectory` and :class:`BatchTrajectory`.
+    Subclasses implement :meth:`observe`; or :class:`WeightTrajectory` or :class:`BatchTrajectory`.
 
     Whoever trains calls :meth:`start`, then for every batch :meth:`before` and :meth:`collect`,
     after it :meth:`advance`, and :meth:`finish`: Lightning's hooks below, ``lit_gamma.record`` and
@@ -83,11 +79,6 @@ class TrajectoryCallback(Callback):
         """Name of the table and first part of the tags, the class name in snake case."""
         return snake_case(type(self).__name__)
 
-    @property
-    def seconds(self) -> float:
-        """Time spent in this callback while training, on the host."""
-        return self.budget.seconds
-
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
 
@@ -101,12 +92,9 @@ class TrajectoryCallback(Callback):
         raise NotImplementedError
 
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
-        """Draws the current weights, at the steps of ``pictures``.
+        """Draws the current weights, at the steps of ``pictures``; see :meth:`observe`.
 
-        Args:
-            trainer: See :meth:`observe`.
-            pl_module: See :meth:`observe`.
-            writer: TensorBoard's; None without a TensorBoardLogger and off rank 0.
+        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0.
         """
         raise NotImplementedError
 
@@ -156,6 +144,11 @@ class TrajectoryCallback(Callback):
     def take(self) -> None:
         """Records the current weights."""
         self.record(self.run.step, self.observe(self.run.trainer, self.run.module))
+
+    def take_rest(self) -> None:
+        """Records of the current weights what is not recorded yet."""
+        if self.run.step > self.file.last_step:
+            self.take()
 
     def record(
         self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
@@ -217,14 +210,19 @@ class TrajectoryCallback(Callback):
         """Takes what :meth:`state_dict` returned, before :meth:`start`."""
         self.file.load_state_dict(state_dict)
 
-    def measure_if_due(self) -> None:
-        """Records and draws the current weights, unless that is done already or not due."""
+    def measure_if_due(self, last: bool = False) -> None:
+        """Records and draws the current weights, unless that is done already or not due.
+
+        Args:
+            last: Whether training ends here: what is not done yet is due.
+        """
         run, file, step = self.run, self.file, self.run.step
-        if step > file.last_step and file.came(self.due, step):
+        last = last and step > file.began
+        if last or (step > file.last_step and file.came(self.due, step)):
             with self.budget.billed("record"), torch.no_grad():
-                self.take()
+                self.take_rest() if last else self.take()
             file.last_step = step
-        if self.draws(step):
+        if self.draws(step) or (last and self.pictures and step > file.last_drawn):
             drawn = run.optional(f"{self.name}: the picture of step {step}", once=self.name)
             with self.budget.billed("pictures"), torch.no_grad(), drawn:
                 self.draw(run.trainer, run.module, run.writer)
@@ -282,6 +280,7 @@ class TrajectoryCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.measure_if_due(last=True)
         self.finish()
 
     @override
@@ -289,6 +288,8 @@ class TrajectoryCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         try:
+            if isinstance(exception, KeyboardInterrupt) and self.run.alone:
+                self.measure_if_due(last=True)
             self.finish(completed=False)
         except Exception as error:  # It must not cost the other callbacks their records.
             rank_zero_warn(f"{self.name}: the end of its record is lost ({error})")

@@ -26,6 +26,7 @@ class RecordFile:
         last_step: The last step that was recorded, -1 if none was.
         last_drawn: The last step that was drawn.
         since: The step up to which schedules were looked at.
+        began: Steps taken when this part of the run began.
         recorder: What collects and writes; None off rank 0 and outside of training.
         holes: First and last steps that are missing, as the file could not be written.
     """
@@ -35,6 +36,8 @@ class RecordFile:
         self.last_step = -1
         self.last_drawn = -1
         self.since = -1
+        self.began = 0
+        self._last_appended, self._at_last = -1, 0
         self.recorder: Recorder | None = None
         self._device = torch.device("cpu")
         self.holes: list[tuple[int, int]] = []
@@ -49,7 +52,7 @@ class RecordFile:
             raise InputError(f"a callback's name is that of its file in trajectory/, got {name!r}")
         if run.step == 0:
             self.last_step = self.last_drawn = -1
-        self.since = run.step - 1
+        self.since, self.began = run.step - 1, run.step
         self._device = run.device
         earlier, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
         return earlier
@@ -59,7 +62,7 @@ class RecordFile:
     ) -> None:
         """Opens the record on the rank that writes, and continues an earlier one."""
         assert self.path is not None
-        kept = earlier_record(earlier, self.last_step)
+        kept = earlier_record(earlier, self.last_step, self._at_last)
         self.recorder = Recorder(self.path, table, layout, run.writer, kept, settle)
         self.holes = self.recorder.holes
 
@@ -85,7 +88,9 @@ class RecordFile:
             items: Positions of the items measured; all by default.
         """
         if self.recorder is not None:
-            self.recorder.append(step, values, items)
+            n = self.recorder.append(step, values, items)
+            self._at_last = n + (self._at_last if step == self._last_appended else 0)
+            self._last_appended = step
 
     def ripe(self, step: int) -> bool:
         """Whether something has waited long enough to be written."""
@@ -109,9 +114,11 @@ class RecordFile:
             "path": str(self.path),
             "last_step": self.last_step,
             "last_drawn": self.last_drawn,
+            "items_at_last": self._at_last,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what :meth:`state_dict` returned, before the run begins."""
         self.path = Path(state_dict["path"])
         self.last_step, self.last_drawn = state_dict["last_step"], state_dict["last_drawn"]
+        self._last_appended, self._at_last = self.last_step, state_dict["items_at_last"]

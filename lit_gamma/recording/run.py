@@ -82,6 +82,11 @@ class Run:
         return not self.dry and self.first
 
     @property
+    def alone(self) -> bool:
+        """Whether there is one process: others may have stopped elsewhere."""
+        return not dist.is_initialized() or dist.get_world_size() == 1
+
+    @property
     def first(self) -> bool:
         """Whether this is rank 0."""
         return not dist.is_initialized() or dist.get_rank() == 0
@@ -95,7 +100,7 @@ class Run:
     @property
     def recording_seconds(self) -> float:
         """Seconds that all callbacks took so far, on the host."""
-        return sum(callback.seconds for callback in self.callbacks)
+        return sum(callback.budget.seconds for callback in self.callbacks)
 
     @contextmanager
     def probing(self) -> Iterator[None]:

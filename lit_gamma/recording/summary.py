@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,8 +91,8 @@ def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float |
     bill: dict[str, dict[str, float | None]] = {}
     for callback in run.callbacks:
         bill[callback.name] = {
-            "ms_per_step": round(callback.seconds * 1e3 / max(1, steps), 3),
-            "share_of_step": round(callback.seconds / training, 4),
+            "ms_per_step": round(callback.budget.seconds * 1e3 / max(1, steps), 3),
+            "share_of_step": round(callback.budget.seconds / training, 4),
         }
         if isinstance(callback, WeightTrajectory):
             bill[callback.name]["matrices_per_step"] = callback.matrices_per_step
@@ -99,10 +100,13 @@ def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float |
 
 
 def bill_in_words(bill: Mapping[str, Mapping[str, float | None]]) -> str:
-    """One line: what recording took in all, and each callback."""
+    """What recording took in all, and each callback, the dearest first; lines of 78 at most."""
     shares = {name: cost["share_of_step"] or 0.0 for name, cost in bill.items()}
-    parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-    return f"recording took {sum(shares.values()):.1%} on top of training: {parts}"
+    dearest = sorted(shares, key=lambda name: -shares[name])
+    parts = ", ".join(f"{name}\N{NO-BREAK SPACE}{shares[name]:.1%}" for name in dearest)
+    words = f"recording took {sum(shares.values()):.1%} on top of training: {parts}"
+    lines = textwrap.wrap(words, 76, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n  ".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def write_summary(run: Run, summary: Mapping[str, Any]) -> None:

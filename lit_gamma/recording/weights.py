@@ -27,7 +27,8 @@ TIERED = Schedule(dense_until=3, per_decade=4)
 class WeightTrajectory(TrajectoryCallback):
     """Records quantities of every weight matrix. Subclasses implement :meth:`measure`.
 
-    At the steps of the schedule all matrices are measured. With a budget, matrices also take turns
+    At the steps of the schedule, and at the end of training, all matrices are measured. With a
+    budget, matrices also take turns
     at the steps between: after ten steps of calibration as many at each step as the budget allows,
     in the order of :func:`lit_gamma.neurons`. A row of the record holds the step at which its
     matrix was measured.
@@ -55,6 +56,7 @@ class WeightTrajectory(TrajectoryCallback):
             )
         self.matrices_per_step = matrices_per_step
         self._n_matrices = 0
+        self._taken: set[int] = set()
 
     def measure(self, weights: WeightGroup) -> Mapping[str, Tensor]:
         """Measures a group of matrices of one shape.
@@ -92,10 +94,20 @@ class WeightTrajectory(TrajectoryCallback):
     @override
     def take(self) -> None:
         step = self.run.step
-        positions = None if self.file.came(self.schedule.due, step) else self._turns_since(step)
-        for group in self.run.weights.groups(step, positions):
+        self._take(None if self.file.came(self.schedule.due, step) else self._turns_since(step))
+
+    @override
+    def take_rest(self) -> None:
+        taken = self._taken if self.run.step == self.file.last_step else set()
+        if rest := sorted(set(range(self._n_matrices)) - taken):
+            self._take(rest)
+
+    def _take(self, positions: list[int] | None) -> None:
+        """Records the current weights of some matrices, or of all."""
+        for group in self.run.weights.groups(self.run.step, positions):
             with side_stream(group.weight.device):
-                self.record(step, self.measure(group), group.positions)
+                self.record(self.run.step, self.measure(group), group.positions)
+        self._taken = set(range(self._n_matrices) if positions is None else positions)
 
     @override
     def apply(self, plan: Plan) -> None:

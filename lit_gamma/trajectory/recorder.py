@@ -83,8 +83,8 @@ class Recorder:
 
     def append(
         self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
-    ) -> None:
-        """Takes values of one step; a step may be given in parts.
+    ) -> int:
+        """Takes values of one step; a step may be given in parts. Returns the number of items.
 
         Args:
             step: Optimizer steps taken before.
@@ -97,6 +97,7 @@ class Recorder:
         detached = {name: value.detach() for name, value in values.items()}
         self._pending.append(_Pending(step, time.time(), positions, detached))
         self._n_bytes += sum(value.nbytes for value in detached.values())
+        return len(positions)
 
     def ripe(self, step: int) -> bool:
         """Whether something has waited long enough, or takes too much memory, at a step."""
@@ -211,12 +212,13 @@ class Recorder:
                 self._shown.write(measured, dict.fromkeys(measured.steps.tolist(), time.time()))
 
 
-def earlier_record(path: Path | None, last_step: int) -> list[pa.RecordBatch]:
+def earlier_record(path: Path | None, last_step: int, at_last: int) -> list[pa.RecordBatch]:
     """Reads the rows up to the checkpoint that training goes on from.
 
     Args:
         path: The file of the earlier record; None if there was none.
         last_step: The step it reaches; below 0 if nothing was recorded.
+        at_last: Rows of that step then; where training ended with it, there are more.
 
     Returns:
         The batches; none, and a warning, if the file is gone.
@@ -224,13 +226,26 @@ def earlier_record(path: Path | None, last_step: int) -> list[pa.RecordBatch]:
     if path is None or last_step < 0:
         return []
     if path.is_file():
-        return read_batches(path, last_step)
+        return _without_end(read_batches(path, last_step), last_step, at_last)
     warnings.warn(
         f"{path.stem}: the record up to step {last_step} is no longer at {path}; "
         "the new record starts after it",
         stacklevel=2,
     )
     return []
+
+
+def _without_end(
+    batches: Sequence[pa.RecordBatch], last_step: int, at_last: int
+) -> list[pa.RecordBatch]:
+    """The batches, of the last step with the first rows alone."""
+    kept = []
+    for batch in batches:
+        is_last = batch["step"].to_numpy() == last_step
+        keep = ~is_last | (np.cumsum(is_last) <= at_last)
+        at_last -= int((is_last & keep).sum())
+        kept.append(batch.filter(pa.array(keep)))
+    return [batch for batch in kept if batch.num_rows]
 
 
 @dataclass(frozen=True)

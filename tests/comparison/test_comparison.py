@@ -111,11 +111,12 @@ def test_the_tables_are_those_of_the_records_by_hand(runs, command_line, tmp_pat
                 means[(name, *part)] = loss
     found = tables["losses"].set_index(["run", "set", "class", "step"])["loss"]
     steps = sorted(records["a"]["step"].unique())
-    assert sorted(tables["losses"]["step"].unique()) == [*steps, 9]  # 9: the trained weights
+    assert sorted(tables["losses"]["step"].unique()) == steps
+    assert steps[-1] == 9  # the trained weights
     for (name, *part), loss in means.items():
         assert found[(runs[name], *part)] == pytest.approx(loss, rel=1e-5)
     last = trajectory.load(runs["b"])["probe_tokens"]["full_context"].mean()
-    assert found[runs["b"], "", "", 9] == pytest.approx(last, rel=1e-5)
+    assert found[runs["b"], "", "", 9] == pytest.approx(last, rel=1e-4)  # from half precision
     changes = tables["differences"].query("classes == 'best'")
     assert list(changes["group"].unique()) == ["γ = 0.5", "γ = 1.0"]
     for row in changes.query("step < 9").to_dict("records"):
@@ -301,7 +302,7 @@ def test_unfinished_runs_are_compared_without_classes(runs, tmp_path):
     )
     (tmp_path / "b" / "summary.json").unlink()
     made = align([runs["a"], going_on])
-    assert made.steps[-1] == 8  # not 9, where the other one ended
+    assert made.steps[-1] == 9
     assert "class" not in made.tokens
     page = render(made, compute(made))
     assert "Without classes" in page

@@ -269,9 +269,9 @@ def test_tensorboard_has_the_first_steps_the_layout_the_pictures_and_the_hyperpa
     shown = events.Scalars("effective_rank/effective_rank_over_null/layer1.query")
     assert [point.step for point in shown] == list(range(13))
     assert np.allclose([point.value for point in shown], query["effective_rank_over_null"])
-    assert [i.step for i in events.Images("condensation/cosines/layer0.query")] == [0, 1, 10]
+    assert [i.step for i in events.Images("condensation/cosines/layer0.query")] == [0, 1, 10, 12]
     spectra = events.Histograms("effective_rank/spectrum/layer1.query")
-    assert [spectrum.step for spectrum in spectra] == [0, 1, 3, 10]
+    assert [spectrum.step for spectrum in spectra] == [0, 1, 3, 10, 12]
     for spectrum in spectra:  # 16 x 16: the edge is 2 √16 rms, ‖W‖_F = 16 rms
         stable_rank = query.set_index("step")["stable_rank"][spectrum.step]
         assert spectrum.histogram_value.num == 16

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lit_gamma import InputError, trajectory
 from lit_gamma.callbacks import (
+    Checkpoints,
     Condensation,
     EffectiveRank,
     GammaInit,
@@ -116,7 +117,7 @@ def test_a_schedule_is_kept_where_steps_jump(tmp_path):
     tables = trajectory.load(tmp_path)
     # Every multiple of 10 lies in one of the jumps 0, 3, 6, ...: the first step at or after it.
     assert sorted(set(tables["effective_rank"]["step"])) == [0, 12, 21, 30, 42, 51, 60]
-    assert len(tables["condensation"]) == 2 + 60 // 4
+    assert len(tables["condensation"]) == 2 + 60 // 4 + 1  # and the last weights of the other one
     # A batch belongs to the step before it.
     assert list(tables["token_loss"]["step"]) == [0, 9, 15, 21, 30, 36, 42, 51, 57]
 
@@ -261,3 +262,54 @@ def test_a_parameter_that_is_replaced_is_followed(tmp_path):
     rms: Tensor = torch.tensor(rows.set_index("step")["rms"].to_numpy())
     assert (rms[:3] < 1).all()
     assert rms[3:].numpy() == pytest.approx(3.0)
+
+
+def in_turn() -> list[TrajectoryCallback]:
+    turns = Condensation(Schedule(per_decade=2), None, 0.3, pictures=Schedule(every=1000))
+    return [turns, EffectiveRank(Schedule(every=9), None), WeightNorms(), TokenLoss()]
+
+
+def test_the_last_weights_are_measured_whole(tmp_path):
+    trainer(tmp_path, *in_turn(), RunSummary(), max_steps=14).fit(Regression())
+    tables = trajectory.load(tmp_path)
+    assert list(tables["condensation"].groupby("step").size().loc[[0, 3, 10, 14]]) == [2, 2, 2, 2]
+    assert sorted(set(tables["effective_rank"]["step"])) == [0, 9, 14]
+    assert tables["token_loss"]["step"].max() == 13
+    assert not tables["condensation"].duplicated(["step", "matrix"]).any()
+
+
+def test_ctrl_c_measures_the_last_weights_and_another_error_does_not(tmp_path):
+    class Raises(lightning.Callback):
+        def __init__(self, error):
+            self.error = error
+
+        def on_train_batch_start(self, run, *_):
+            if run.global_step == 7:
+                raise self.error
+
+    for error, last in ((KeyboardInterrupt(), 7), (ZeroDivisionError(), 0)):
+        folder = tmp_path / type(error).__name__
+        run = trainer(folder, EffectiveRank(Schedule(every=100), None), Raises(error), max_steps=9)
+        with pytest.raises((SystemExit, ZeroDivisionError)):
+            run.fit(Regression())
+        assert trajectory.load(folder)["effective_rank"]["step"].max() == last
+
+
+def test_a_run_that_goes_on_after_its_end_has_the_record_of_one_that_did_not_stop(tmp_path):
+    def run(folder: Path, steps: int, ckpt_path: Path | None = None) -> None:
+        lightning.seed_everything(3)
+        keep = Checkpoints(folder / "kept", "{step}", every_n_train_steps=5, save_top_k=-1)
+        trainer(
+            folder, *in_turn(), keep, max_steps=steps, enable_checkpointing=True, max_epochs=-1
+        ).fit(Regression(), ckpt_path=ckpt_path)
+
+    run(tmp_path / "whole", 32)
+    run(tmp_path / "parts", 15)
+    first = trajectory.load(tmp_path / "parts")["condensation"]
+    assert (first["step"] == 15).sum() == 2
+    run(tmp_path / "parts", 32, tmp_path / "parts" / "kept" / "step=15.ckpt")
+    whole, parts = (trajectory.load(tmp_path / name) for name in ("whole", "parts"))
+    assert (whole["condensation"]["step"] == 15).sum() < 2
+    for name in ("condensation", "effective_rank", "weight_norms"):
+        steps = [list(zip(t[name]["step"], t[name]["matrix"], strict=True)) for t in (whole, parts)]
+        assert steps[0] == steps[1], name

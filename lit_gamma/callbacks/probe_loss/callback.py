@@ -18,10 +18,10 @@ from lit_gamma.callbacks.probe_loss.tokens import describe, write_tokens
 from lit_gamma.errors import InputError
 from lit_gamma.probing.blocks import Batch, ProbeSet, choose_blocks, truncated_loss
 from lit_gamma.probing.forward import Forward, plain_forward, undisturbed
-from lit_gamma.recording.callback import PICTURES, TrajectoryCallback
+from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.described import ClassifiedTask, TokenizedText
 from lit_gamma.recording.run import Run
-from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.schedule import PICTURES, Schedule
 from lit_gamma.trajectory.arrow import read_batches
 from lit_gamma.trajectory.layouts import Vectors
 from lit_gamma.trajectory.table import Index, Quantity

@@ -1,0 +1,120 @@
+"""Where a command begins: which one it is, and what a failure says. Imports what it needs alone."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import sys
+import traceback
+import warnings
+from difflib import get_close_matches
+
+from lit_gamma import __version__
+from lit_gamma.errors import InputError
+
+COMMANDS = {
+    "fit": "train, and record the trajectory",
+    "validate": "compute a checkpoint's validation metrics",
+    "test": "compute a checkpoint's test metrics",
+    "doctor": "examine a config before training",
+    "generate": "continue a prompt with a trained model",
+    "perplexity": "compute a trained model's loss on text files",
+    "export": "write a trained model as safetensors",
+    "compare": "compare recorded runs: a report in HTML, and its numbers as CSV",
+}
+"""The commands, and what each does."""
+
+
+def main() -> None:
+    """Entry point of ``lit-gamma`` and ``python -m lit_gamma``."""
+    _keep_output_readable()
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    try:
+        if command in ("-h", "--help"):
+            print(_overview())
+        elif command == "--version":
+            print(f"lit-gamma {__version__}")
+        elif command in ("generate", "perplexity", "export", "compare"):
+            from lit_gamma.cli import commands
+
+            commands.run(command, sys.argv[2:])
+        elif command not in COMMANDS and not command.startswith("-"):
+            nearest = get_close_matches(command, COMMANDS, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(COMMANDS)}"
+            raise InputError(f"unknown command {command!r}; {hint}")
+        else:
+            from lit_gamma.cli.lightning_cli import run_experiment
+
+            # Lightning has put its own in place.
+            warnings.formatwarning = _in_one_line  # type: ignore[assignment]
+            run_experiment()
+    except Exception as error:
+        message = _what_the_user_did(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m lit_gamma COMMAND ...",
+            "",
+            *lines,
+            "",
+            "COMMAND --help lists its options; --version says which lit-gamma this is. To begin:",
+            "  python -m lit_gamma fit --config configs/anchor.yaml",
+        ]
+    )
+
+
+def _keep_output_readable() -> None:
+    """Drops Lightning's messages that users can do nothing about, or that say ours again.
+
+    A terminal that has no γ shows another sign in its place.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for words in ("LeafSpec", "The dirpath has changed from"):
+        warnings.filterwarnings("ignore", f".*{words}")
+    noise = ("Tip: For seamless", "SIGTERMException was raised", "`Trainer.fit` stopped")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(words in record.getMessage() for words in noise)
+    )
+
+
+def _in_one_line(message: Warning | str, *where: object) -> str:
+    """A warning on a line of its own, in place of the bar's, without where it came from."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    return f"{clear}warning: {message}\n"
+
+
+def _what_the_user_did(error: BaseException) -> str | None:
+    """The message for an error that bad input caused; None for a fault of the program."""
+    from jsonargparse import ArgumentError
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lit_gamma.cli.bad_input import condensed
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OmegaConfBaseException):
+        return f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
+    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+        return f"{error.filename or 'disk'}: {error.strerror}"
+    if _raised_by_lightning(error):
+        return str(error).strip().partition("\n")[0]
+    return condensed(str(error)) if isinstance(error, ArgumentError) else None
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself refuses something, rather than code that it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    refuses = isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"
+    return refuses and str(frame.f_globals.get("__name__")).startswith("lightning.")
