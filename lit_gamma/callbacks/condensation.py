@@ -33,8 +33,8 @@ class Condensation(WeightTrajectory):
     see :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair:
     all quantities are NaN.
 
-    Logged as ``condensation/<quantity>/<matrix>``, or ``<quantity>_over_null`` where there is a
-    null: the ``quantities`` below.
+    Logged as ``condensation/mean_squared_cosine_over_null/<matrix>``; the file has all of the
+    ``quantities`` below.
 
     Images, as ``condensation/cosines/<matrix>``: the cosines between all rows from -1 (blue) over 0
     (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
@@ -66,19 +66,16 @@ class Condensation(WeightTrajectory):
             range="0..1",
             null=lambda n_neurons, d_in: metrics.null_mean_absolute_cosine(d_in),
             null_formula="≈ √(2 / (π d))",
-            chart="|cos| ÷ null",
         ),
         Quantity(
             "aligned_fraction",
             "share of pairs of rows with |cos| > 0.9",
             range="0..1",
-            chart="aligned and opposed pairs",
         ),
         Quantity(
             "opposed_fraction",
             "share of pairs of rows with cos < -0.9",
             range="0..1",
-            chart="aligned and opposed pairs",
         ),
     )
 

@@ -41,8 +41,8 @@ class TokenLossProfile(BatchTrajectory):
     training text, by the DataModule's ``ngram_loss``; without one, or without ``labels`` of the
     shape of the loss in the batch, there are no frequencies.
 
-    Logged as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens: the
-    ``quantities`` below.
+    Logged as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens: means of
+    the ``quantities`` below; the file has the histogram as well.
 
     Args:
         schedule: The steps to record; by default the first ten and log-spaced ones.
@@ -77,7 +77,6 @@ class TokenLossProfile(BatchTrajectory):
                 name,
                 f"share of the tokens with a loss in [{low:g}, {high:g}) nats",
                 range="0..1",
-                chart="share of tokens by loss",
             )
             for (name, low), high in zip(_SHARES.items(), (*EDGES[1:], math.inf), strict=True)
         ),
