@@ -15,7 +15,7 @@ from lit_gamma.callbacks import Quantity, TrajectoryCallback
 DOC = ROOT / "docs" / "trajectory.md"
 HEAD = "| table | column | meaning | range | null |\n|---|---|---|---|---|\n"
 MOST = 6
-"""Lines of one chart; of more, the first two and the last are shown."""
+"""Lines that differ in a number alone; of more, the first two and the last are shown."""
 
 
 def recorders() -> list[type[TrajectoryCallback]]:
@@ -34,9 +34,9 @@ def line(table: str, quantity: Quantity) -> str:
 def documented() -> str:
     lines = []
     for callback in recorders():
-        for chart, group in groupby(callback.quantities, key=lambda quantity: quantity.chart):
+        for _, group in groupby(callback.quantities, key=lambda q: q.name.rstrip("0123456789.")):
             shown = [line(callback().name, quantity) for quantity in group]
-            if chart and len(shown) > MOST:
+            if len(shown) > MOST:
                 shown = [*shown[:2], "| | ... | | | |\n", shown[-1]]
             lines += shown
     return HEAD + "".join(lines)
