@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -101,10 +101,11 @@ def test_an_export_is_the_same_model(tmp_path, tied):
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["model.safetensors", "config.json", "tokenizer.json"]), st.data())
-def test_a_damaged_export_is_refused_in_one_line(tmp_path, name, data):
+def test_a_damaged_export_is_refused_in_one_line_or_is_the_same_model(tmp_path, name, data):
     folder = tmp_path / "out"
     if not folder.exists():
         trained.export(trained.Trained(model(), {"gamma": 0.4}, ByteTokenizer()), folder)
+    exported = trained.load(folder)
     file = folder / name
     whole = file.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -113,11 +114,20 @@ def test_a_damaged_export_is_refused_in_one_line(tmp_path, name, data):
     try:
         for content in damaged:
             file.write_bytes(content)
-            with pytest.raises(InputError, match="is not"):
-                trained.load(folder)
+            read, said = None, ""
+            try:
+                read = trained.load(folder)
+            except InputError as error:
+                said = str(error)
+            if read is None:
+                assert re.fullmatch(".* is not .*", said)
+            else:  # A line's end, say.
+                assert name == "config.json"
+                assert read.hyperparameters == exported.hyperparameters
+                pairs = zip(read.model.parameters(), exported.model.parameters(), strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs)
     finally:
         file.write_bytes(whole)
-    assert trained.load(folder).hyperparameters == {"gamma": 0.4, "transformer": mock.ANY}
 
 
 @pytest.mark.parametrize(
