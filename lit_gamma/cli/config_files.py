@@ -49,6 +49,9 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
         raise InputError(f"config file {path} does not exist{named_by}")
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:  # What OmegaConf makes of a number, or of a file it cannot read.
+        reason = error.strerror or "it must hold keys and values"
+        raise InputError(f"config file {path}: {reason}") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"config file {path} is not valid YAML: {reason}") from error

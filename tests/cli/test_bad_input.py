@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.runs import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +100,7 @@ TEXT = {
 }
 CONFIGS = {
     b"- a": "must hold keys",
+    b"0": "must hold keys and values",
     b"hello": "unknown key 'hello'",
     b"\0\1": "not valid YAML",
     b"model: {gamma: 1}\nmodel: {gamma: 2}": "duplicate key model",
@@ -195,3 +199,25 @@ def test_a_wrong_config_is_named(refused, content):
     Path("x.yaml").write_bytes(content)
     said = refused(TINY, "--config=x.yaml")
     assert re.search(CONFIGS[content], said), said
+
+
+NAMES = """model trainer data seed_everything extends gamma transformer optimizer lr d_model
+class_path init_args callbacks callbacks+ logger max_steps schedule ckpt_path x"""
+KEYS = st.sampled_from(NAMES.split())
+MEANT = st.sampled_from(["${model.gamma}", "${", "???", "lit_gamma.data.Text", "x.yaml", "!!x"])
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | MEANT
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(KEYS, VALUES, max_size=3).map(yaml.safe_dump) | st.text(max_size=60))
+def test_any_config_is_read_or_refused_in_one_line(workspace, command_line, content):
+    Path("x.yaml").write_text(content)
+    with pytest.raises(SystemExit) as exit_:
+        command_line("fit", *TINY, "--config=x.yaml", "--print_config")
+    said = exit_.value.code
+    assert said == 0 or re.fullmatch("error: .+", said), said
