@@ -53,6 +53,13 @@ class AppendFile:
         self._file.close()
 
 
+def parts(path: Path) -> Iterator[bytes]:
+    """Reads a file in parts of 1 MiB."""
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            yield part
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Lets a file be written beside its place, and moves it there when it is whole and on disk.

@@ -14,10 +14,10 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lit_gamma.files import check_checkpoint, readable, save_checkpoint
+from lit_gamma.weights.sharding import all_finite
 
 
 class Checkpoints(ModelCheckpoint):
@@ -69,7 +69,8 @@ class Checkpoints(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        fault = None if _finite(trainer) else "the weights are not finite"
+        finite = trainer.strategy.reduce_boolean_decision(all_finite(trainer.lightning_module))
+        fault = None if finite else "the weights are not finite"
         if fault is None:
             try:
                 super()._save_checkpoint(trainer, filepath)
@@ -122,10 +123,3 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 class _NotSavedError(Exception):
     """A checkpoint was left out, on all ranks."""
-
-
-def _finite(trainer: Trainer) -> bool:
-    parameters = trainer.lightning_module.parameters()
-    local = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
-    finite = all(bool(p.isfinite().all()) for p in local)
-    return trainer.strategy.reduce_boolean_decision(finite)

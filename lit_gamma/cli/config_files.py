@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_gamma.cli.bad_input import condensed
@@ -30,17 +30,17 @@ class ConfigFile(ActionConfigFile):
         """Applies a file after the files it extends."""
         known = {action.dest.partition(".")[0] for action in parser._actions}
         for path, layer in _layers(Path(value), ()):
-            for key in OmegaConf.create(layer):
+            for key in layer:
                 if str(key).rstrip("+") not in known:
                     raise InputError(f"config file {path}: unknown key {key!r}")
             try:
-                ActionConfigFile.apply_config(parser, cfg, dest, layer)
+                ActionConfigFile.apply_config(parser, cfg, dest, OmegaConf.to_yaml(layer))
             except (ArgumentError, TypeError) as error:
                 message = f"config file {path}: {condensed(str(error))}"
                 raise InputError(message + _elsewhere(path, message)) from error
 
 
-def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, DictConfig]]:
     """Yields a config file after the files it extends, each without its ``extends``."""
     if path.resolve() in opened:
         raise InputError(f"{path} extends itself, by way of {opened[-1]}")
@@ -74,7 +74,7 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
         raise InputError(f"config file {path}: extends must name files, got {bases!r}")
     for base in bases:
         yield from _layers(path.parent / base, (*opened, path.resolve()))
-    yield path, OmegaConf.to_yaml(OmegaConf.create(config))
+    yield path, OmegaConf.create(config)
 
 
 def _elsewhere(path: Path, message: str) -> str:

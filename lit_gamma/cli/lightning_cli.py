@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_gamma.callbacks
 import lit_gamma.data.anchor
-import lit_gamma.data.streamed_text  # noqa: F401
+import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
 from lit_gamma.cli.bad_input import (
     condensed,

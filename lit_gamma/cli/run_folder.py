@@ -24,10 +24,10 @@ def own_folder(trainer: Trainer, ckpt_path: str | None) -> Iterator[None]:
     """Takes a folder for the fit inside, and gives it back if nothing was written there.
 
     It is the first free ``version_N``; where the logger's version has a name that is taken, ``-2``,
-    ``-3``, ... follow. Fits that start together get folders apart:
-    a folder is taken by making it. A run that is resumed from its
-    last checkpoint goes on in its own folder: it keeps its config, the new one is saved as
-    ``config-step<N>.yaml``, and TensorBoard drops what came after the checkpoint.
+    ``-3``, ... follow. Fits that start together get folders apart: a folder is taken by making it.
+    A run that is resumed from its last checkpoint goes on in its own folder: it keeps its config,
+    the new one is saved as ``config-step<N>.yaml``, and TensorBoard drops what came after the
+    checkpoint.
 
     Args:
         trainer: The trainer, before its logger has written anything.

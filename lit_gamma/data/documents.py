@@ -93,12 +93,11 @@ class LocalDocuments:
             )
             lines = builder == "text"
             rows = rows if lines else _only(rows, self.field, file)
+            text_of = _field if lines else checked
             for row, value in enumerate(_column(rows, "text" if lines else self.field)):
-                if not lines:
-                    yield checked(value, f"row {row} of {file}", self.field), True
-                elif value.strip():
-                    yield _field(value, f"row {row} of {file}", self.field), True
-                empty = empty and lines and not value.strip()
+                if not lines or value.strip():
+                    empty = False
+                    yield text_of(value, f"row {row} of {file}", self.field), True
         if empty:
             raise InputError(f"data.data_files: {file} cannot be read as {kind}: no rows")
 

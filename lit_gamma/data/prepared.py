@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from lit_gamma.data.documents import Piece
 from lit_gamma.data.tokenizers import Tokenizer
 from lit_gamma.errors import InputError
+from lit_gamma.files import parts
 
 _VERSION = 2  # Of what is on disk; part of every fingerprint.
 _SUMS = "checksums.json"
@@ -78,9 +79,8 @@ def _check(folder: Path) -> None:
 def _checksum(path: Path) -> int:
     """CRC-32 of a file."""
     value = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            value = zlib.crc32(part, value)
+    for part in parts(path):
+        value = zlib.crc32(part, value)
     return value
 
 

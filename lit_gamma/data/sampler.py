@@ -22,11 +22,10 @@ class ShuffledBatches(DistributedSampler[Any], SequentialSampler):
     """Yields index tensors of shape (batch_size,) from a permutation of seed and epoch.
 
     A DistributedSampler, and by name a SequentialSampler, so that Lightning leaves it alone, with
-    ``overfit_batches`` as well; every rank draws the same permutation and takes its
-    own share of each global batch. The incomplete last batch of an epoch is dropped.
-    The sampler counts the batches it has given, over all epochs, in ``position``, and goes on from
-    there: the epoch that Lightning tells it is one or two too large after a resume at the end of an
-    epoch.
+    ``overfit_batches`` as well; every rank draws the same permutation and takes its own share of
+    each global batch. The incomplete last batch of an epoch is dropped. The sampler counts the
+    batches it has given, over all epochs, in ``position``, and goes on from there: the epoch that
+    Lightning tells it is one or two too large after a resume at the end of an epoch.
 
     Args:
         n_samples: Size of the dataset.

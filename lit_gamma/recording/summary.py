@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from torch.distributed.tensor import DTensor
 
 from lit_gamma import trajectory
 from lit_gamma.files import replacing
@@ -18,6 +17,7 @@ from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.phase_finding import phases_of_roles
 from lit_gamma.trajectory.tensorboard import write_phases
+from lit_gamma.weights.sharding import all_finite
 
 
 def summarize(
@@ -64,8 +64,7 @@ def summarize(
 
 def _divergence(run: Run) -> str | None:
     """The status of a run whose weights are not finite; None if they are."""
-    parameters = (p.to_local() if isinstance(p, DTensor) else p for p in run.module.parameters())
-    if all(bool(parameter.isfinite().all()) for parameter in parameters):
+    if all_finite(run.module):
         return None
     table = "weight_norms"
     if (run.folder / "trajectory" / f"{table}.arrow").is_file():

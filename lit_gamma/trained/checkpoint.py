@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import tokenizers
 import torch
@@ -19,7 +19,7 @@ from safetensors.torch import load_model, save_model
 
 from lit_gamma.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gamma.errors import InputError
-from lit_gamma.files import check_checkpoint, readable
+from lit_gamma.files import check_checkpoint, parts, readable
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 
 _FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -135,16 +135,11 @@ def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     checksums = {"config.json": hashlib.sha256(plain).hexdigest()}
     for name in ("model.safetensors", "tokenizer.json"):
         if (folder / name).exists():
-            with (folder / name).open("rb") as file:
-                checksums[name] = _sha256(file)
+            digest = hashlib.sha256()
+            for part in parts(folder / name):
+                digest.update(part)
+            checksums[name] = digest.hexdigest()
     return checksums
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(1 << 20):
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def export(trained: Trained, folder: str | Path) -> None:

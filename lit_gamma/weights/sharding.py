@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 
@@ -32,3 +32,9 @@ def fill(parameter: Tensor, values: Tensor) -> None:
         parameter.copy_(distribute_tensor(values, parameter.device_mesh, parameter.placements))
     else:
         parameter.copy_(values)
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Whether every parameter, or this rank's shard of it, is finite; waits for the device."""
+    parameters = (p.to_local() if isinstance(p, DTensor) else p for p in module.parameters())
+    return all(bool(parameter.isfinite().all()) for parameter in parameters)
