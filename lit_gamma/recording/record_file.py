@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class RecordFile:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"a callback's name is that of its file in trajectory/, got {name!r}")
         if run.step == 0:
-            self.last_step = self.last_drawn = -1
+            self.last_step = self.last_drawn = self._last_appended = -1
         self.since, self.began = run.step - 1, run.step
         self._device = run.device
         earlier, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
@@ -121,4 +122,6 @@ class RecordFile:
         """Takes what :meth:`state_dict` returned, before the run begins."""
         self.path = Path(state_dict["path"])
         self.last_step, self.last_drawn = state_dict["last_step"], state_dict["last_drawn"]
-        self._last_appended, self._at_last = self.last_step, state_dict["items_at_last"]
+        # Checkpoints of before do not say it, and runs of then recorded nothing more at their end.
+        self._last_appended = self.last_step
+        self._at_last = state_dict.get("items_at_last", sys.maxsize)

@@ -28,10 +28,9 @@ class WeightTrajectory(TrajectoryCallback):
     """Records quantities of every weight matrix. Subclasses implement :meth:`measure`.
 
     At the steps of the schedule, and at the end of training, all matrices are measured. With a
-    budget, matrices also take turns
-    at the steps between: after ten steps of calibration as many at each step as the budget allows,
-    in the order of :func:`lit_gamma.neurons`. A row of the record holds the step at which its
-    matrix was measured.
+    budget, matrices also take turns at the steps between: after ten steps of calibration as many at
+    each step as the budget allows, in the order of :func:`lit_gamma.neurons`. A row of the record
+    holds the step at which its matrix was measured.
 
     Args:
         schedule: The steps to record all matrices; every step by default.

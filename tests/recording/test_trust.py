@@ -310,6 +310,12 @@ def test_a_run_that_goes_on_after_its_end_has_the_record_of_one_that_did_not_sto
     run(tmp_path / "parts", 32, tmp_path / "parts" / "kept" / "step=15.ckpt")
     whole, parts = (trajectory.load(tmp_path / name) for name in ("whole", "parts"))
     assert (whole["condensation"]["step"] == 15).sum() < 2
+    older = torch.load(tmp_path / "parts" / "kept" / "step=20.ckpt", weights_only=False)
+    for state in older["callbacks"].values():
+        state.pop("items_at_last", None)
+    torch.save(older, tmp_path / "older.ckpt")
+    run(tmp_path / "older", 32, tmp_path / "older.ckpt")
+    assert trajectory.load(tmp_path / "older")["condensation"].equals(parts["condensation"])
     for name in ("condensation", "effective_rank", "weight_norms"):
         steps = [list(zip(t[name]["step"], t[name]["matrix"], strict=True)) for t in (whole, parts)]
         assert steps[0] == steps[1], name
