@@ -33,7 +33,7 @@ from lit_gamma.files import check_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 240
-RUN = Path("runs/anchor/version_0")
+RUN = Path("runs/anchor/gamma0.8-seed1")
 FLAGS = [
     "--config=configs/anchor.yaml",
     "--model.transformer.d_model=32",

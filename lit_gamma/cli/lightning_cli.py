@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ class LitGammaCLI(LightningCLI):
         if not kwargs.get("ckpt_path"):
             rank_zero_info(self.model.init_audit.headline())
         try:
-            with own_folder(self.trainer, kwargs.get("ckpt_path")):
+            with own_folder(self.trainer, kwargs.get("ckpt_path"), _name_of(self.model)):
                 self.trainer.fit(**kwargs)
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)
@@ -155,6 +156,12 @@ class LitGammaCLI(LightningCLI):
                 f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
             )
+
+
+def _name_of(model: LanguageModel) -> str:
+    """The name of a run's folder, by what sets runs apart most often."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return f"gamma{model.hparams['gamma']}" + (f"-seed{seed}" if seed else "")
 
 
 def _without_monitors(callbacks: list[Any]) -> list[Any]:

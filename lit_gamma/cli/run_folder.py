@@ -20,11 +20,12 @@ Logger = TensorBoardLogger | CSVLogger
 
 
 @contextmanager
-def own_folder(trainer: Trainer, ckpt_path: str | None) -> Iterator[None]:
+def own_folder(trainer: Trainer, ckpt_path: str | None, name: str) -> Iterator[None]:
     """Takes a folder for the fit inside, and gives it back if nothing was written there.
 
-    It is the first free ``version_N``; where the logger's version has a name that is taken, ``-2``,
-    ``-3``, ... follow. Fits that start together get folders apart: a folder is taken by making it.
+    The logger's version names it, or ``name`` where the logger has none; where that is taken,
+    ``-2``, ``-3``, ... follow. Fits that start together get folders apart: a folder is taken by
+    making it.
     A run that is resumed from its last checkpoint goes on in its own folder: it keeps its config,
     the new one is saved as ``config-step<N>.yaml``, and TensorBoard drops what came after the
     checkpoint.
@@ -32,6 +33,7 @@ def own_folder(trainer: Trainer, ckpt_path: str | None) -> Iterator[None]:
     Args:
         trainer: The trainer, before its logger has written anything.
         ckpt_path: The checkpoint that the fit goes on from.
+        name: What sets the run apart.
     """
     logger = trainer.logger
     dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -42,6 +44,8 @@ def own_folder(trainer: Trainer, ckpt_path: str | None) -> Iterator[None]:
         _go_on(trainer, logger, checkpoint)
         yield
     else:
+        if logger._version is None:
+            logger._version = name
         made = _new(logger)
         try:
             yield

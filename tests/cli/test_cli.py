@@ -25,7 +25,7 @@ import lit_gamma
 from lit_gamma import trajectory
 from lit_gamma.cli.entry import COMMANDS
 
-RUN = Path("runs/anchor/version_0")
+RUN = Path("runs/anchor/gamma0.8-seed1")
 
 
 def files_under(folder: Path) -> set[str]:
@@ -36,7 +36,7 @@ def files_under(folder: Path) -> set[str]:
 def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_run(
     workspace, command_line, capsys
 ):
-    run = Path("runs/anchor/version_0")
+    run = Path("runs/anchor/gamma0.3-seed2")
     command_line("fit", *TINY, "--model.gamma=0.3", "--seed_everything=2", "--trainer.max_steps=20")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["gamma"] == 0.3
@@ -67,7 +67,7 @@ def test_overrides_are_followed_everywhere_and_the_saved_config_reproduces_the_r
     assert "tensorboard --logdir runs/anchor" in printed
 
     command_line("fit", f"--config={run}/config.yaml")
-    again = trajectory.load("runs/anchor/version_1")
+    again = trajectory.load("runs/anchor/gamma0.3-seed2-2")
     for name in tables.keys() - {"overhead"}:  # a time
         pandas.testing.assert_frame_equal(again[name], tables[name], check_exact=True)
 
@@ -121,7 +121,7 @@ def test_text_files_are_learnt(workspace, command_line):
         "--trainer.val_check_interval=20",
         "--trainer.enable_progress_bar=false",
     )
-    tables = trajectory.load("runs/text/version_0")
+    tables = trajectory.load("runs/text/gamma0.8-seed1")
     probe = {"probe_loss", "probe_tokens"}
     built_in = {"condensation", "effective_rank", "weight_norms", "token_loss", *probe}
     assert built_in | {"token_loss_profile", "overhead"} == set(tables)
@@ -137,7 +137,7 @@ def test_text_files_are_learnt(workspace, command_line):
         *range(20, 31, 2),
         *range(34, 40, 2),
     ]
-    final = json.loads(Path("runs/text/version_0/summary.json").read_text())["metrics"]
+    final = json.loads(Path("runs/text/gamma0.8-seed1/summary.json").read_text())["metrics"]
     assert final["val/text/loss"] < 3 < tables["token_loss"]["mean"].iloc[0]
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_gamma import InputError, trajectory
 from lit_gamma.cli.run_folder import own_folder
 
-RUN = Path("runs/anchor/version_0")
+RUN = Path("runs/anchor/gamma0.8-seed1")
 
 
 def trainer(logger) -> lightning.Trainer:
@@ -27,13 +27,13 @@ def trainer(logger) -> lightning.Trainer:
 @pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
 @pytest.mark.parametrize(
     ("version", "names"),
-    [(None, ["version_0", "version_1", "version_2"]), ("x", ["x", "x-2", "x-3"])],
+    [(None, ["new", "new-2", "new-3"]), ("x", ["x", "x-2", "x-3"])],
 )
 def test_loggers_made_together_get_folders_apart_and_unused_ones_go(tmp_path, kind, version, names):
     loggers = [kind(tmp_path / "runs", "a", version=version) for _ in range(3)]
-    with own_folder(trainer(loggers[0]), None), own_folder(trainer(loggers[1]), None):
+    with own_folder(trainer(loggers[0]), None, "new"), own_folder(trainer(loggers[1]), None, "new"):
         (Path(loggers[1].log_dir) / "trajectory").mkdir()
-        with own_folder(trainer(loggers[2]), None):
+        with own_folder(trainer(loggers[2]), None, "new"):
             folders = [Path(logger.log_dir).name for logger in loggers]
             assert folders == names
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.glob("*/*/*"))] == [
@@ -46,7 +46,7 @@ def test_a_name_is_that_of_one_folder(tmp_path, version):
     logger = TensorBoardLogger(tmp_path, "a", version=version)
     with (
         pytest.raises(InputError, match=r"cannot name a run's folder"),
-        own_folder(trainer(logger), None),
+        own_folder(trainer(logger), None, "new"),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -73,10 +73,10 @@ def test_a_resumed_run_goes_on_in_its_folder_and_another_branches_off(workspace,
         "fit", *flags, "--trainer.max_steps=35", f"--ckpt_path={RUN}/checkpoints/earlier.ckpt"
     )
     assert trajectory.load(RUN)["token_loss"]["step"].max() == 29
-    branch = trajectory.load("runs/anchor/version_1")["token_loss"]
+    branch = trajectory.load("runs/anchor/gamma0.8-seed1-2")["token_loss"]
     assert list(branch["step"]) == list(range(35))
     command_line("validate", *flags, f"--ckpt_path={kept}")
-    assert sorted(path.name for path in RUN.parent.iterdir()) == ["version_0", "version_1"]
+    assert {path.name for path in RUN.parent.iterdir()} == {RUN.name, f"{RUN.name}-2"}
 
 
 @pytest.mark.slow

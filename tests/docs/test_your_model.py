@@ -97,7 +97,7 @@ def test_the_documented_probes_run_from_the_command_line(workspace, command_line
     text = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)[1]
     (workspace / "probes.yaml").write_text(text)
     command_line("fit", *TINY, "--config=probes.yaml", "--trainer.max_steps=2")
-    tables = trajectory.load("runs/anchor/version_0")
+    tables = trajectory.load("runs/anchor/gamma0.8-seed1")
     assert list(tables["norm_saturation"]["module"].unique()) == [
         *(f"transformer.blocks.{i}.{part}_norm" for i in range(2) for part in ("attention", "mlp")),
         "transformer.norm",

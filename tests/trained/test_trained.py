@@ -21,7 +21,7 @@ from lit_gamma.trained.generation import Sampling, generate
 TEXT = "".join(
     f"{i} is {'even' if i % 2 == 0 else 'odd'}, and ö is a letter.\n" for i in range(300)
 )
-RUN = Path("runs/text/version_0")
+RUN = Path("runs/text/gamma0.8-seed1")
 
 
 def model(**shape) -> Transformer:
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_or_has_no_text_is_refused(workspace, command_line, 
     Path("sharded").mkdir()
     assert "consolidate_checkpoint" in refused("export", "--ckpt=sharded", "--out=out")
     command_line("fit", *TINY, "--trainer.max_steps=1")
-    last = "--ckpt=runs/anchor/version_0/checkpoints/last.ckpt"
+    last = "--ckpt=runs/anchor/gamma0.8-seed1/checkpoints/last.ckpt"
     assert "no tokenizer" in refused("generate", last)
     assert "top_p" in refused("generate", last, "--top_p=2")
     assert "--device nowhere" in refused("perplexity", last, "--data_files=x", "--device=nowhere")
