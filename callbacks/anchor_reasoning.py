@@ -22,11 +22,11 @@ AT_ONCE = 250
 class AnchorReasoning(TrajectoryCallback):
     """Records how the held-out pairs of :class:`AnchorComposition` are answered.
 
-    Logged as ``anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers the
-    share 1 - 2 / vocab_size otherwise.
+    Logged as ``1_anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers
+    the share 1 - 2 / vocab_size otherwise.
 
-    Images, as ``anchor_reasoning/key_embedding``: the embedding of the key tokens on its first two
-    principal components, coloured from the smallest key (blue) to the largest (red).
+    Images, as ``1_anchor_reasoning/key_embedding``: the embedding of the key tokens on its first
+    two principal components, coloured from the smallest key (blue) to the largest (red).
 
     Args:
         schedule: The steps to record; by default every 100 and two per factor of ten.
@@ -45,6 +45,8 @@ class AnchorReasoning(TrajectoryCallback):
             "other": "otherwise",
         }.items()
     )
+
+    section = "1"
 
     def __init__(
         self,
@@ -95,4 +97,4 @@ class AnchorReasoning(TrajectoryCallback):
             xlabel=f"first principal component ({share[0]:.0%})",
             ylabel=f"second ({share[1]:.0%})",
         )
-        writer.add_figure("anchor_reasoning/key_embedding", figure, self.run.step)
+        writer.add_figure(f"{self.group}/key_embedding", figure, self.run.step)

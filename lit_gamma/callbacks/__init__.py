@@ -7,6 +7,7 @@ from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
+from lit_gamma.callbacks.overview import Overview
 from lit_gamma.callbacks.probe_loss.callback import ProbeLoss
 from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
@@ -30,6 +31,7 @@ __all__ = [
     "GammaInit",
     "NormSaturation",
     "Overhead",
+    "Overview",
     "ProbeLoss",
     "ProbeTrajectory",
     "Progress",

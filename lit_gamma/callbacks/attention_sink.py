@@ -22,7 +22,7 @@ class AttentionSink(ProbeTrajectory):
     it (arXiv 2505.06708). Attention through PyTorch's SDPA and eager attention are seen, others are
     not: build Hugging Face models with ``attn_implementation="sdpa"``.
 
-    Logged as ``attention_sink/<quantity>_over_null/<head>``: the ``quantities`` below over what
+    Logged as ``5_attention_sink/<quantity>_over_null/<head>``: the ``quantities`` below over what
     uniform attention to the same visible keys reads, which is where small initialization starts.
 
     The arguments are those of :class:`ProbeTrajectory`. A layer's attention is held in memory
@@ -48,6 +48,8 @@ class AttentionSink(ProbeTrajectory):
         "first_token_mass": "uniform_mass",
         "entropy": "uniform_entropy",
     }
+
+    section = "5"
 
     @override
     def watch(self, pl_module: Any) -> AbstractContextManager[list[Seen]]:

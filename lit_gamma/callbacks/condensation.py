@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -19,8 +19,14 @@ from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import PICTURES, Schedule
 from lit_gamma.recording.weights import TIERED, WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
-from lit_gamma.trajectory.tensorboard import picture, write_values
+from lit_gamma.trajectory.tensorboard import picture, text_font, write_values
+from lit_gamma.weights.neurons import NeuronMatrix
 
+MOST_LAYERS = 4
+"""Layers that are drawn; of more, these are evenly spaced from the first to the last."""
+
+_GAP = 8
+_PAPER, _INK = 33, 34  # In the palette, after the colours.
 _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatten().tolist()
 
 
@@ -33,11 +39,12 @@ class Condensation(WeightTrajectory):
     see :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair:
     all quantities are NaN.
 
-    Logged as ``condensation/mean_squared_cosine_over_null/<matrix>``; the file has all of the
-    ``quantities`` below.
+    Logged as ``2_condensation/mean_squared_cosine_over_null/<role>``, the mean over the matrices of
+    a role; the file has all of the ``quantities`` below of each matrix.
 
-    Images, as ``condensation/cosines/<matrix>``: the cosines between all rows from -1 (blue) over 0
-    (white) to 1 (red), rows ordered so that neurons that condensed together form blocks.
+    One image, ``2_condensation/cosines``: of each matrix the cosines between all rows from -1
+    (blue) over 0 (white) to 1 (red), rows ordered so that neurons that condensed together form
+    blocks; a row of heat maps for each layer, of many layers for four.
 
     Args:
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
@@ -79,6 +86,8 @@ class Condensation(WeightTrajectory):
         ),
     )
 
+    section = "2"
+
     def __init__(
         self,
         schedule: Schedule | None = None,
@@ -104,20 +113,33 @@ class Condensation(WeightTrajectory):
 
     @override
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
-        images = []
+        rows = chosen_rows(self.run.weights.matrices, self.heatmap_roles)
+        chosen = {label for row in rows for label in row}
+        painted: dict[str, Image.Image] = {}
         for group in self.run.weights.groups(self.run.step):  # On all ranks: it may gather.
-            shown = [i for i, m in enumerate(group.matrices) if m.role in self.heatmap_roles]
-            if writer is None or not shown:
-                continue
-            painted = heatmaps([group.weight[i] for i in shown], self.heatmap_rows)
-            for i, image in zip(shown, painted, strict=True):
-                tag = f"{self.name}/cosines/{group.matrices[i].label}"
-                images.append(Summary.Value(tag=tag, image=image))
-        if writer is not None:
-            write_values(writer, images, self.run.step)
+            shown = [i for i, m in enumerate(group.matrices) if m.label in chosen]
+            if writer is not None and shown:
+                images = heatmaps([group.weight[i] for i in shown], self.heatmap_rows)
+                painted |= zip((group.matrices[i].label for i in shown), images, strict=True)
+        if writer is not None and painted:
+            image = picture(sheet(rows, painted), compress_level=1)
+            tag = f"{self.group}/cosines"
+            write_values(writer, [Summary.Value(tag=tag, image=image)], self.run.step)
 
 
-def heatmaps(neurons: Sequence[Tensor], max_rows: int) -> list[Summary.Image]:
+def chosen_rows(matrices: Sequence[NeuronMatrix], roles: Sequence[str]) -> list[list[str]]:
+    """Labels of the matrices to draw, a row per layer, of many layers for some; then the others."""
+    layers = sorted({m.layer for m in matrices if m.layer is not None})
+    n = min(len(layers), MOST_LAYERS)
+    kept = [layers[i] for i in np.linspace(0, len(layers) - 1, n).round().astype(int)]
+    rows = [
+        [m.label for m in matrices if m.layer == layer and m.role in roles]
+        for layer in [*kept, None]
+    ]
+    return [row for row in rows if row]
+
+
+def heatmaps(neurons: Sequence[Tensor], max_rows: int) -> list[Image.Image]:
     """Paints the cosines between neurons, ordered so that aligned ones form blocks.
 
     Args:
@@ -125,16 +147,44 @@ def heatmaps(neurons: Sequence[Tensor], max_rows: int) -> list[Summary.Image]:
         max_rows: Most neurons to paint; of more, an evenly spaced selection.
 
     Returns:
-        For each matrix a PNG of min(n, max_rows) rows: blue -1, white 0, red 1, in 33 colours.
+        For each matrix an image of min(n, max_rows) rows: 0 for -1, 16 for 0, 32 for 1.
     """
     n = len(neurons[0])
     chosen = torch.linspace(0, n - 1, min(n, max_rows)).round().long()
     cosines = metrics.cosine_matrix(torch.stack([matrix[chosen] for matrix in neurons]))
     order = metrics.sorted_by_alignment(cosines)
     cosines = cosines.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
-    painted = []
-    for level in ((cosines + 1) * 16).round().to(torch.uint8).cpu().numpy():
-        image = Image.fromarray(level).convert("L")
-        image.putpalette(_PALETTE)
-        painted.append(picture(image, compress_level=1))
-    return painted
+    levels = ((cosines + 1) * 16).round().to(torch.uint8).cpu().numpy()
+    return [Image.fromarray(level) for level in levels]
+
+
+def sheet(rows: Sequence[Sequence[str]], painted: Mapping[str, Image.Image]) -> Image.Image:
+    """Lays heat maps out under their names, beside the scale of their colours.
+
+    Args:
+        rows: The names in each row.
+        painted: Name to what :func:`heatmaps` has painted.
+
+    Returns:
+        An image of 35 colours.
+    """
+    font, letter, line = text_font()
+    cell = max(128, *(image.width for image in painted.values()))
+    width = max(len(row) for row in rows) * (cell + _GAP)
+    height = len(rows) * (cell + line + _GAP)
+    whole = Image.new("P", (width + 16 + 3 * letter, height), _PAPER)
+    whole.putpalette([*_PALETTE, 255, 255, 255, 0, 0, 0])
+    pen = ImageDraw.Draw(whole)
+    for y, row in enumerate(rows):
+        for x, label in enumerate(row):
+            left, top = x * (cell + _GAP), y * (cell + line + _GAP)
+            pen.text((left, top), label, fill=_INK, font=font)
+            whole.paste(
+                painted[label].resize((cell, cell), Image.Resampling.NEAREST), (left, top + line)
+            )
+    for level in range(33):
+        top = line + (32 - level) * 4
+        pen.rectangle((width, top, width + 12, top + 3), fill=level)
+    for level, text in ((32, "1"), (16, "0"), (0, "-1")):
+        pen.text((width + 16, line + (32 - level) * 4 - 6), text, fill=_INK, font=font)
+    return whole

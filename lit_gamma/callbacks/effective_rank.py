@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -23,11 +24,12 @@ class EffectiveRank(WeightTrajectory):
     They see different parts of the spectrum: the effective rank is slow to move, the participation
     ratio and the stable rank follow the few largest values.
 
-    Logged as ``effective_rank/<quantity>_over_null/<matrix>``: the ``quantities`` below, of a
-    matrix of n neurons with d inputs.
+    Logged as ``3_effective_rank/<quantity>_over_null/<role>``, the mean over the matrices of a
+    role, effective and stable rank; the file has the ``quantities`` below of each matrix, of n
+    neurons with d inputs.
 
-    Histograms, as ``effective_rank/spectrum/<matrix>``: the singular values in units of the largest
-    that a random matrix of this shape and rms has, rms (√n + √d).
+    Histograms, as ``3_effective_rank/spectrum``: the singular values of all matrices, each in units
+    of the largest that a random matrix of this shape and rms has, rms (√n + √d).
 
     Args:
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
@@ -53,7 +55,6 @@ class EffectiveRank(WeightTrajectory):
             range="1..min(n, d)",
             null=metrics.null_participation_ratio,
             null_formula="(nd + 2) / (n + d + 1)",
-            chart="participation ratio ÷ null",
         ),
         Quantity(
             "stable_rank",
@@ -64,6 +65,8 @@ class EffectiveRank(WeightTrajectory):
             chart="stable rank ÷ null",
         ),
     )
+
+    section = "3"
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class EffectiveRank(WeightTrajectory):
 
     @override
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
+        spectra: dict[str, list[Tensor]] = {}
         for group in self.run.weights.groups(self.run.step):  # On all ranks: it may gather.
             if writer is None:
                 continue
@@ -106,5 +110,8 @@ class EffectiveRank(WeightTrajectory):
             s = group.singular_values
             edge = s.norm(dim=1, keepdim=True) / math.sqrt(n * d) * (math.sqrt(n) + math.sqrt(d))
             for matrix, spectrum in zip(group.matrices, s / edge, strict=True):
-                tag = f"{self.name}/spectrum/{matrix.label}"
-                writer.add_histogram(tag, spectrum.cpu().numpy(), self.run.step, bins=30)
+                tag = f"/{matrix.label}" if self.run.all_tags else ""
+                spectra.setdefault(f"{self.group}/spectrum{tag}", []).append(spectrum)
+        for tag, parts in spectra.items():
+            assert writer is not None
+            writer.add_histogram(tag, torch.cat(parts).cpu().numpy(), self.run.step, bins=30)

@@ -21,7 +21,7 @@ class NormSaturation(ProbeTrajectory):
     multiplies by a constant, which restrains small initialization (arXiv 2606.17945). The remedy is
     a smaller ε: 1e-12 in place of 1e-5.
 
-    Logged as ``norm_saturation/<quantity>/<norm>``, for every RMSNorm and LayerNorm: the
+    Logged as ``4_norm_saturation/<quantity>/<norm>``, for every RMSNorm and LayerNorm: the
     ``quantities`` below; of a LayerNorm with the variance in place of the mean square.
 
     The arguments are those of :class:`ProbeTrajectory`.
@@ -34,6 +34,8 @@ class NormSaturation(ProbeTrajectory):
         Quantity("normalized_rms", "RMS of the normalized vectors before the scale", range="0..1"),
         Quantity("input_rms", "RMS of the norm's input", range=">= 0"),
     )
+
+    section = "4"
 
     @override
     def watch(self, pl_module: Any) -> AbstractContextManager[list[Seen]]:

@@ -19,7 +19,8 @@ from lit_gamma.trajectory.table import Index, Quantity
 class Overhead(TrajectoryCallback):
     """Records what each trajectory callback costs, on the host, since the recorded step before.
 
-    Logged as ``overhead/<quantity>/<callback>``: the ``quantities`` below.
+    Logged as ``6_overhead/share_of_step``, the sum over the callbacks; the file has the
+    ``quantities`` below of each.
 
     Args:
         schedule: The steps to record, every 100 by default; nothing is known yet at step 0.
@@ -37,8 +38,10 @@ class Overhead(TrajectoryCallback):
             "the same over the time of a step without trajectory callbacks",
             range=">= 0",
             chart="share of a step",
+            joined="sum",
         ),
     )
+    section = "6"
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__(schedule)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from lit_gamma.recording.callback import trajectory_callbacks
-from lit_gamma.recording.lightning_run import run_of
+from lit_gamma.recording.lightning_run import run_of, tensorboard_writer
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import bill_of, summarize, write_summary
 from lit_gamma.trajectory.jsonable import jsonable
@@ -29,8 +30,8 @@ class RunSummary(Callback):
     value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
     ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end). TensorBoard
     has these as Text.
-    TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
-    are ``hp/<metric>`` there.
+    TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
+    the validation metrics have names: from the start, if the trainer checks validation first.
 
     Attributes:
         summary: What it says; empty until then.
@@ -42,6 +43,8 @@ class RunSummary(Callback):
         self.folder: Path | None = None
         self._earlier_seconds = 0.0
         self._start: float | None = None
+        self._metrics: list[str] = []
+        self._session_end: Any = None
         self._alone: Run | None = None
 
     @override
@@ -49,6 +52,16 @@ class RunSummary(Callback):
         self._start, self._start_step = time.monotonic(), trainer.global_step
         if not trajectory_callbacks(trainer):
             self._alone = run_of(trainer, pl_module, [])
+        self._session_end = None
+        if self._metrics:
+            self._enter(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = _validation_metrics(trainer)
+        self._metrics = [name for name in measured if not name.endswith("perplexity")]
+        if self._start is not None and not trainer.sanity_checking:
+            self._enter(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,30 +100,39 @@ class RunSummary(Callback):
         if not run.writes:
             return
         run.step = trainer.global_step
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
-        }
         seconds = self._seconds()
         bill = bill_of(run, seconds, run.step - self._start_step)
-        self.summary = summarize(run, status, self._earlier_seconds + seconds, bill, metrics)
+        self.summary = summarize(
+            run, status, self._earlier_seconds + seconds, bill, _validation_metrics(trainer)
+        )
         self.folder = run.folder
         write_summary(run, self.summary)
-        self._compare(trainer, self.summary)
+        self._enter(trainer)
+        self._tell(trainer, self._session_end)
 
-    @staticmethod
-    def _compare(trainer: Trainer, summary: dict[str, Any]) -> None:
-        """Enters the run in TensorBoard's HParams."""
-        optimizer = trainer.optimizers[0]
+    def _enter(self, trainer: Trainer) -> None:
+        """Enters the run in TensorBoard's HParams: what sets it apart, and its metrics by name."""
+        if self._session_end is not None:
+            return
+        optimizer, seed = trainer.optimizers[0], os.environ.get("PL_GLOBAL_SEED")
         compared = {
-            "gamma": summary["gamma"],
-            "seed": summary["seed"],
+            "gamma": trainer.lightning_module.hparams.get("gamma"),
+            "seed": None if seed is None else int(seed),
             "lr": optimizer.defaults["lr"],
             "weight_decay": optimizer.param_groups[0].get("weight_decay"),
         }
-        metrics = summary["metrics"].items()
-        shown = {f"hp/{name}": v for name, v in metrics if not name.endswith("perplexity")}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(jsonable(compared), shown)
+        known = {k: v for k, v in jsonable(compared).items() if v is not None}
+        *start, self._session_end = hparams(known, dict.fromkeys(self._metrics, 0.0))  # type: ignore[no-untyped-call]
+        self._tell(trainer, *start)
+
+    @staticmethod
+    def _tell(trainer: Trainer, *summaries: Any) -> None:
+        writer = tensorboard_writer(trainer)
+        if writer is not None:
+            for summary in summaries:
+                writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def _validation_metrics(trainer: Trainer) -> dict[str, float]:
+    values = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in values if name.startswith("val/")}

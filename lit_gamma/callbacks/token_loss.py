@@ -25,8 +25,8 @@ class TokenLoss(BatchTrajectory):
     step, equally many on every rank. The values at step t are the loss of W_t on the batch that
     made W_(t+1).
 
-    Logged as ``token_loss/<quantity>``: the ``quantities`` below, of the tokens that have a label.
-    A uniform guess reads ln(vocab_size).
+    Logged as ``1_token_loss/<quantity>``: the mean and the 95 % quantile; the file has
+    the ``quantities`` below, of the tokens that have a label. A uniform guess reads ln(vocab_size).
 
     Args:
         schedule: The steps to record.
@@ -40,10 +40,16 @@ class TokenLoss(BatchTrajectory):
             "mean", "mean loss of the tokens that have a label", "nats", chart="loss per token"
         ),
         *(
-            Quantity(name, f"{q:.0%} quantile of their loss", "nats", chart="loss per token")
+            Quantity(
+                name,
+                f"{q:.0%} quantile of their loss",
+                "nats",
+                chart="loss per token" if name == "q95" else None,
+            )
             for name, q in _QUANTILES.items()
         ),
     )
+    section = "1"
 
     @override
     def kept(self, outputs: Any, batch: Any) -> Mapping[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.described import CountedText
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.trajectory.table import Quantity
+from lit_gamma.trajectory.table import Quantity, Table
 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Lower edges of the histogram's bins, nats; a bin reaches up to the next edge, the last to ∞."""
@@ -27,6 +28,7 @@ CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 FREQUENCIES = (10, 100, 1_000, 10_000, 100_000)
 """Tokens of bin N are less often than 1 in N / 10, and at least 1 in N; the last has no end."""
 
+_SHOWN = (1, 16, 256, *FREQUENCIES[::2])
 _SHARES = {f"share_from_{edge:g}": edge for edge in EDGES}
 _MEANS = {f"mean_at_{context}": context for context in CONTEXTS}
 _FREQUENT = {f"mean_of_1_in_{n}": n for n in FREQUENCIES}
@@ -41,8 +43,8 @@ class TokenLossProfile(BatchTrajectory):
     training text, by the DataModule's ``ngram_loss``; without one, or without ``labels`` of the
     shape of the loss in the batch, there are no frequencies.
 
-    Logged as ``token_loss_profile/<quantity>``, NaN (not shown) where a bin has no tokens: means of
-    the ``quantities`` below; the file has the histogram as well.
+    Logged as ``5_token_loss_profile/<quantity>``, not shown where a bin has no tokens: some of
+    the means below; the file has all ``quantities``, NaN without tokens.
 
     Args:
         schedule: The steps to record; by default the first ten and log-spaced ones.
@@ -58,7 +60,7 @@ class TokenLossProfile(BatchTrajectory):
                 f"mean loss of the tokens with {c // 2 + 1} .. {c if c < 2048 else '∞'} tokens "
                 "of context",
                 "nats",
-                chart="loss by context",
+                chart="loss by context" if c in _SHOWN else None,
             )
             for name, c in _MEANS.items()
         ),
@@ -68,7 +70,7 @@ class TokenLossProfile(BatchTrajectory):
                 f"mean loss of the tokens that are less than 10 in {n}"
                 f"{f' and at least 1 in {n}' if n < FREQUENCIES[-1] else ''} of the training text",
                 "nats",
-                chart="loss by frequency",
+                chart="loss by frequency" if n in _SHOWN else None,
             )
             for name, n in _FREQUENT.items()
         ),
@@ -82,7 +84,16 @@ class TokenLossProfile(BatchTrajectory):
         ),
     )
 
+    section = "5"
     _bin_of_token: Tensor | None = None
+
+    @override
+    def table(self) -> Table:
+        table = super().table()
+        if self._bin_of_token is not None:
+            return table
+        known = [replace(q, chart=None) if q.name in _FREQUENT else q for q in table.quantities]
+        return replace(table, quantities=known)
 
     @override
     def start(self, run: Run) -> None:

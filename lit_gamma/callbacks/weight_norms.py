@@ -32,9 +32,10 @@ class WeightNorms(TrajectoryCallback):
     singular value lies between ``spectral_norm`` and ``spectral_norm + spectral_norm_error``. Under
     FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices.
 
-    Logged as ``weight_norms/<quantity>/<matrix>``: the ``quantities`` below. The mean cosine misses
-    condensation onto v and -v, see :class:`Condensation`; it is NaN of a single neuron, which has
-    no pair. The update ratio is NaN at the first recorded step.
+    Logged as ``4_weight_norms/implied_gamma`` and ``4_weight_norms/update_ratio``, means over all
+    matrices; the file has the ``quantities`` below of each. The mean cosine misses condensation
+    onto v and -v, see :class:`Condensation`; it is NaN of a single neuron, which has no pair. The
+    update ratio is NaN at the first recorded step.
 
     Args:
         schedule: The steps to record.
@@ -54,19 +55,23 @@ class WeightNorms(TrajectoryCallback):
             "implied_gamma",
             "-ln(rms) / ln(d_in)",
             note="gamma at initialization",
-            chart="implied γ",
+            chart="implied γ, mean",
+            joined="mean",
         ),
         Quantity("mean_cosine", "mean cos between distinct rows", range="-1..1", note="null 0"),
         Quantity(
             "update_ratio",
             "norm of the change since the recorded step before, over the norm then",
-            chart="update ratio",
+            chart="update ratio, mean",
+            joined="mean",
         ),
         Quantity("spectral_norm", "largest singular value, estimated from below", range=">= 0"),
         Quantity(
             "spectral_norm_error", "the largest singular value is at most spectral_norm + this"
         ),
     )
+
+    section = "4"
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
         super().__init__(schedule, overhead)
@@ -105,7 +110,7 @@ class WeightNorms(TrajectoryCallback):
                 [rows.ranks for rows, parts in zip(groups, sums, strict=True) for _ in parts],
             )
             for rows, parts in zip(groups, sums, strict=True):
-                self.record(self.run.step, self._measured(rows, **parts), rows.positions)
+                self.file.append(self.run.step, self._measured(rows, **parts), rows.positions)
 
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -17,11 +17,13 @@ from typing_extensions import override
 from lit_gamma.errors import InputError
 from lit_gamma.probing.forward import Forward, Seen, first_samples, plain_forward
 from lit_gamma.recording.callback import TrajectoryCallback
-from lit_gamma.recording.current import MAX_LABELS
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.table import Index
 from lit_gamma.weights.parameters import layer_of
+
+MAX_LABELS = 40
+"""With more items than this, TensorBoard shows means over heads; the file has them all."""
 
 
 class ProbeTrajectory(TrajectoryCallback):
@@ -125,7 +127,7 @@ class ProbeTrajectory(TrajectoryCallback):
         index: Index = {"module": [row[0] for row in rows], "layer": [row[1] for row in rows]}
         if any(head is not None for _, _, head in rows):
             index = {**index, "head": [row[2] for row in rows]}
-        few = len(rows) <= MAX_LABELS
+        few = self.run.all_tags or len(rows) <= MAX_LABELS
         return index, [_label(*row) if few else _label(row[0], row[1], None) for row in rows]
 
     @override

@@ -127,5 +127,5 @@ class BatchTrajectory(TrajectoryCallback):
         if outputs and step > self.file.last_step:
             with self.budget.billed("record"):
                 values = self.measure(outputs)
-                self.record(step, {name: value[None] for name, value in values.items()})
+                self.file.append(step, {name: value[None] for name, value in values.items()})
                 self.file.last_step = step

@@ -50,6 +50,7 @@ class TrajectoryCallback(Callback):
         layout: How the table lies in its file.
         reference: What the nulls are the expected values for, in words.
         needs_batches: Whether it has to be shown the training batches.
+        section: Number of its tags' place in TensorBoard; empty for none.
         run: The training that is recorded, from its start on.
         file: Where the record is, and how far it goes.
     """
@@ -61,6 +62,7 @@ class TrajectoryCallback(Callback):
     layout: ClassVar[type[Rows]] = Rows
     reference: ClassVar[str] = Table.reference
     needs_batches: ClassVar[bool] = False
+    section: ClassVar[str] = ""
     run: Run
 
     def __init__(
@@ -76,8 +78,13 @@ class TrajectoryCallback(Callback):
 
     @property
     def name(self) -> str:
-        """Name of the table and first part of the tags, the class name in snake case."""
+        """Name of the table, the class name in snake case."""
         return snake_case(type(self).__name__)
+
+    @property
+    def group(self) -> str:
+        """First part of its tags in TensorBoard, which sorts them by name."""
+        return "_".join(filter(None, (self.section, self.name)))
 
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Measures the quantities of the current weights.
@@ -143,18 +150,12 @@ class TrajectoryCallback(Callback):
 
     def take(self) -> None:
         """Records the current weights."""
-        self.record(self.run.step, self.observe(self.run.trainer, self.run.module))
+        self.file.append(self.run.step, self.observe(self.run.trainer, self.run.module))
 
     def take_rest(self) -> None:
         """Records of the current weights what is not recorded yet."""
         if self.run.step > self.file.last_step:
             self.take()
-
-    def record(
-        self, step: int, values: Mapping[str, Tensor], items: Sequence[int] | None = None
-    ) -> None:
-        """Appends values of a step to the record; see :meth:`RecordFile.append`."""
-        self.file.append(step, values, items)
 
     def apply(self, plan: Plan) -> None:
         """Fixes what the budget decides about this callback; nothing by default."""
@@ -240,8 +241,9 @@ class TrajectoryCallback(Callback):
             **self.about(),
         }
         return Table(
-            self.name, index, labels, self.quantities, self.nulls(module), self.reference, metadata
-        )
+            self.name, index, labels, self.quantities, self.nulls(module), self.reference, metadata,
+            self.group, self.run.all_tags,
+        )  # fmt: skip
 
     @property
     def _jobs(self) -> dict[str, Schedule]:
@@ -280,7 +282,8 @@ class TrajectoryCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measure_if_due(last=True)
+        for callback in self.run.callbacks:  # So that the end of any sees what all have recorded.
+            callback.measure_if_due(last=True)
         self.finish()
 
     @override

@@ -18,9 +18,6 @@ from lit_gamma.recording.side_stream import lend
 from lit_gamma.trajectory.table import Index
 from lit_gamma.weights.neurons import NeuronMatrix, neurons
 
-MAX_LABELS = 40
-"""With more items than this, TensorBoard shows means; the file has them all."""
-
 MAX_COSINE_ROWS = 4096
 """Most neurons of a matrix whose cosines are all formed."""
 
@@ -117,8 +114,7 @@ class CurrentWeights:
             "n_neurons": [m.weight.shape[0] for m in matrices],
             "d_in": [m.weight.shape[1] for m in matrices],
         }
-        few = len(matrices) <= MAX_LABELS
-        return index, [m.label if few else m.role for m in matrices]
+        return index, [m.label for m in matrices]
 
     def rows(self) -> list[Rows]:
         """The rows of all matrices that this rank holds, see :func:`grouped_rows`."""

@@ -118,6 +118,7 @@ class Recording:
             with run.optional(f"{callback.name}: its last weights"):
                 if status == "finished" or (status == "interrupted" and run.alone):
                     callback.measure_if_due(last=True)
+        for callback in run.callbacks:
             with run.optional(f"{callback.name}: the end of its record"):
                 callback.finish(status == "finished")
         if run.writes:

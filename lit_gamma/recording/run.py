@@ -98,6 +98,11 @@ class Run:
         return None if seed is None else int(seed)
 
     @property
+    def all_tags(self) -> bool:
+        """Whether TensorBoard is to get everything that the files have."""
+        return any(getattr(callback, "all_tags", False) for callback in self.callbacks)
+
+    @property
     def recording_seconds(self) -> float:
         """Seconds that all callbacks took so far, on the host."""
         return sum(callback.budget.seconds for callback in self.callbacks)

@@ -100,12 +100,13 @@ class WeightTrajectory(TrajectoryCallback):
         taken = self._taken if self.run.step == self.file.last_step else set()
         if rest := sorted(set(range(self._n_matrices)) - taken):
             self._take(rest)
+            self._taken.update(taken)
 
     def _take(self, positions: list[int] | None) -> None:
         """Records the current weights of some matrices, or of all."""
         for group in self.run.weights.groups(self.run.step, positions):
             with side_stream(group.weight.device):
-                self.record(self.run.step, self.measure(group), group.positions)
+                self.file.append(self.run.step, self.measure(group), group.positions)
         self._taken = set(range(self._n_matrices) if positions is None else positions)
 
     @override

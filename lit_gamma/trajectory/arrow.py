@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
 from lit_gamma.files import AppendFile, replacing
 
@@ -65,31 +66,51 @@ class ArrowStream:
         self._file.close()  # A stream needs no end mark.
 
 
-def read_batches(path: str | Path, last_step: int | None = None) -> list[pa.RecordBatch]:
+Keep = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
+"""Says which rows to keep, from their steps; called for each batch in turn."""
+
+
+def up_to(last_step: int) -> Keep:
+    """Keeps the rows up to a step."""
+    return lambda steps: steps <= last_step
+
+
+def log_spaced(per_decade: int) -> Keep:
+    """Keeps at most that many recorded steps per factor of ten of 1 + step, each whole."""
+    first: dict[int, int] = {}
+
+    def keep(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        bins = np.floor(per_decade * np.log10(1.0 + steps)).astype(int).tolist()
+        return np.array([first.setdefault(b, s) == s for b, s in zip(bins, steps, strict=True)])
+
+    return keep
+
+
+def read_batches(path: str | Path, keep: Keep | None = None) -> list[pa.RecordBatch]:
     """Reads the whole batches of a table's file, and says so if others are damaged.
 
     Args:
         path: The file.
-        last_step: Leave out the rows of later steps.
+        keep: The rows to keep; all by default.
 
     Returns:
         The batches, each non-empty.
     """
     batches: list[pa.RecordBatch] = []
     gaps: list[str] = []
+    last: int | None = None
     try:
         for batch in _batches(path):
             if batch is None:
-                gaps.append(f"without a batch {_after(batches)} (its checksum is wrong)")
-            else:
-                batches.append(batch)
+                gaps.append(f"without a batch {_after(last)} (its checksum is wrong)")
+            elif batch.num_rows:
+                last = batch["step"][-1].as_py() if "step" in batch.schema.names else None
+                batches.append(batch if keep is None else _kept(batch, keep))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        gaps.append(f"without what comes {_after(batches)} ({reason})")
+        gaps.append(f"without what comes {_after(last)} ({reason})")
     if gaps:
         warnings.warn(f"{path} is damaged, and is read {', '.join(gaps)}", stacklevel=2)
-    if last_step is not None:
-        batches = [b.filter(pa.compute.less_equal(b["step"], last_step)) for b in batches]
     return [batch for batch in batches if batch.num_rows]
 
 
@@ -132,5 +153,9 @@ def _sum_up(message: bytearray, of_schema: int) -> bool:
     return there == value
 
 
-def _after(batches: Sequence[pa.RecordBatch]) -> str:
-    return f"after step {batches[-1]['step'][-1]}" if batches else "first"
+def _kept(batch: pa.RecordBatch, keep: Keep) -> pa.RecordBatch:
+    return batch.filter(pa.array(keep(batch["step"].to_numpy())))
+
+
+def _after(step: int | None) -> str:
+    return "first" if step is None else f"after step {step}"

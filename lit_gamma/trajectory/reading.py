@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ import pandas as pd
 import pyarrow as pa
 
 from lit_gamma.errors import InputError
-from lit_gamma.trajectory.arrow import read_batches
+from lit_gamma.trajectory.arrow import log_spaced, read_batches
 from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
 
+_MOST_OUTCOMES = 4
 
-def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str, pd.DataFrame]:
+
+def load(
+    run_dir: str | Path, names: Collection[str] | None = None, per_decade: int | None = None
+) -> dict[str, pd.DataFrame]:
     """Reads the tables of a run, finished or not.
 
     Args:
-        run_dir: The run's directory, ``runs/<experiment>/version_N``.
+        run_dir: The run's directory, ``runs/<experiment>/<run>``.
         names: The tables to read, of those that there are; all by default.
+        per_decade: Most recorded steps to read per factor of ten, log-spaced; all by default.
 
     Returns:
         Name of the table (``condensation``, ``effective_rank``, ...) to its rows, in the order of
@@ -36,12 +42,26 @@ def load(run_dir: str | Path, names: Collection[str] | None = None) -> dict[str,
     if not paths:
         raise InputError(f"{run_dir} holds no trajectory/*.arrow; give the directory of a run")
     wanted = [path for path in paths if names is None or path.stem in names]
-    tables = {path.stem: read_batches(path) for path in wanted}
+    tables = {
+        path.stem: read_batches(path, None if per_decade is None else log_spaced(per_decade))
+        for path in wanted
+    }
     return {
         name: pa.Table.from_batches(batches).to_pandas()
         for name, batches in tables.items()
         if batches
     }
+
+
+def outcomes(run_dir: str | Path) -> list[str]:
+    """Names the tables of a task's own callback: one row per step, of four quantities at most."""
+    found = []
+    for path in sorted(Path(run_dir, "trajectory").glob("*.arrow")):
+        with suppress(pa.ArrowException, OSError), pa.ipc.open_stream(str(path)) as reader:
+            _, *others = reader.schema
+            if 0 < len(others) <= _MOST_OUTCOMES and all(f.type == pa.float32() for f in others):
+                found.append(path.stem)
+    return found
 
 
 def probe(run_dir: str | Path) -> tuple[pd.Series, npt.NDArray[np.float16], pd.DataFrame]:

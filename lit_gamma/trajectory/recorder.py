@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.errors import InputError
-from lit_gamma.trajectory.arrow import ArrowStream, read_batches
+from lit_gamma.trajectory.arrow import ArrowStream, read_batches, up_to
 from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.layouts import Measured, Rows
 from lit_gamma.trajectory.table import Table
@@ -226,7 +226,7 @@ def earlier_record(path: Path | None, last_step: int, at_last: int) -> list[pa.R
     if path is None or last_step < 0:
         return []
     if path.is_file():
-        return _without_end(read_batches(path, last_step), last_step, at_last)
+        return _without_end(read_batches(path, up_to(last_step)), last_step, at_last)
     warnings.warn(
         f"{path.stem}: the record up to step {last_step} is no longer at {path}; "
         "the new record starts after it",

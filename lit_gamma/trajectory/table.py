@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ class Quantity:
             d_in; the record then has the column ``<name>_over_null`` too.
         null_formula: The same in words or as a formula in n and d, for the documentation.
         chart: Title of the chart in TensorBoard that shows it, over its null if it has one.
+        joined: What TensorBoard shows as one line for all items, their mean or sum; without it
+            there is a line for each label.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Quantity:
     null: Callable[[int, int], float] | None = None
     null_formula: str = ""
     chart: str | None = None
+    joined: Literal["mean", "sum"] | None = None
 
     def __str__(self) -> str:
         meaning = ", ".join(filter(None, (self.meaning, self.unit)))
@@ -50,7 +53,7 @@ class Table:
     """A table of the record: one row per step and item, one column per quantity.
 
     Attributes:
-        name: Its name, which is the file's, and the first part of its tags in TensorBoard.
+        name: Its name, which is the file's.
         index: Columns that say which item a row is about; none if a step has a single row.
         labels: Name of each item in TensorBoard; empty for a single, nameless item.
         quantities: What is known of the columns. If any has a chart, TensorBoard gets those that
@@ -59,6 +62,9 @@ class Table:
             ``<quantity>_over_null``, which is what TensorBoard shows.
         reference: What the nulls are the expected values for, in words.
         metadata: What the run is, for the schema.
+        group: First part of its tags; its name by default.
+        all_tags: Whether TensorBoard gets a line for every item and column. By default items of
+            a role are averaged.
     """
 
     name: str
@@ -68,6 +74,8 @@ class Table:
     nulls: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     reference: str = "its expectation for a Gaussian matrix of this shape"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    group: str = ""
+    all_tags: bool = False
 
     @property
     def n_items(self) -> int:
@@ -94,7 +102,22 @@ class Table:
     def shows(self, column: str) -> bool:
         """Whether TensorBoard gets a column."""
         charted = self.charts.values()
-        return not charted or any(column in columns for columns in charted)
+        return self.all_tags or not charted or any(column in columns for columns in charted)
+
+    def joined(self, column: str) -> Literal["mean", "sum"] | None:
+        """How all items are joined to one line of TensorBoard; None for a line for each label."""
+        if self.all_tags:
+            return None
+        said = {quantity.name: quantity.joined for quantity in self.quantities}
+        return said.get(column.removesuffix("_over_null"))
+
+    def tags(self, column: str) -> list[str]:
+        """The tag that each item has in TensorBoard; items that share one are shown as a line."""
+        by = self.labels if self.all_tags else self.index.get("role", self.labels)
+        labels = [""] * self.n_items if self.joined(column) or not by else by
+        return [
+            "/".join(filter(None, (self.group or self.name, column, label))) for label in labels
+        ]
 
 
 @cache

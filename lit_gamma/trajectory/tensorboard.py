@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
+from matplotlib import font_manager
+from PIL import Image, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
@@ -27,6 +30,9 @@ _CHART_GROUPS = {
     "other": ("other",),
 }
 
+MOST_LINES = 8
+"""Lines of a chart; more cannot be told apart."""
+
 
 def picture(image: Image.Image, compress_level: int = -1) -> Summary.Image:
     """A PNG for TensorBoard, whose writer works on each byte in Python: give it few colours.
@@ -40,6 +46,14 @@ def picture(image: Image.Image, compress_level: int = -1) -> Summary.Image:
     return Summary.Image(
         height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
     )
+
+
+@cache
+def text_font() -> tuple[ImageFont.FreeTypeFont, int, int]:
+    """A font of equally wide letters, which matplotlib brings, and the size of a letter."""
+    size = 13
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), size)
+    return font, math.ceil(font.getlength("m")), size + 4
 
 
 class EventFile:
@@ -96,9 +110,9 @@ def write_values(writer: SummaryWriter, values: Iterable[Summary.Value], step: i
 
 
 def write_layout(writer: SummaryWriter, tables: Iterable[Table]) -> None:
-    """Lays out the charts of all tables, those with the fewest lines first."""
-    outcomes_first = sorted(tables, key=lambda table: len(table.labels))
-    writer.add_custom_scalars({t.name: grouped_charts(t) for t in outcomes_first if t.charts})
+    """Lays out the charts of all tables, in the order of their tags."""
+    charts = {table.group or table.name: grouped_charts(table) for table in tables if table.charts}
+    writer.add_custom_scalars(dict(sorted(charts.items())))
 
 
 def write_phases(writer: SummaryWriter, phases: pd.DataFrame, step: int) -> None:
@@ -120,7 +134,7 @@ def write_phases(writer: SummaryWriter, phases: pd.DataFrame, step: int) -> None
 
 
 def grouped_charts(table: Table) -> dict[str, list[object]]:
-    """Groups the tags of a table into charts with several lines.
+    """Groups the tags of a table into charts of at most :data:`MOST_LINES` lines.
 
     Args:
         table: The table; with a ``role`` in its index, every chart is drawn once for each group of
@@ -129,28 +143,31 @@ def grouped_charts(table: Table) -> dict[str, list[object]]:
     Returns:
         Charts as ``SummaryWriter.add_custom_scalars`` takes them.
     """
-    name, roles_of_items = table.name, table.index.get("role")
-    if roles_of_items is None:
-        return {t: ["Multiline", [f"{name}/{q}" for q in q_s]] for t, q_s in table.charts.items()}
+    roles = table.index.get("role", [""] * table.n_items)
     grouped: dict[str, list[object]] = {}
     for title, columns in table.charts.items():
-        for group, roles in _CHART_GROUPS.items():
-            lines = dict.fromkeys(
-                f"{name}/{column}/{label}"
-                for column in columns
-                for label, role in zip(table.labels, roles_of_items, strict=True)
-                if role in roles
-            )
-            if lines:
-                grouped[f"{title}: {group}"] = ["Multiline", list(lines)]
+        lines: dict[str, dict[str, None]] = {}
+        for column in columns:
+            for tag, role in zip(table.tags(column), roles, strict=True):
+                part = "" if table.joined(column) else group_of(role)
+                lines.setdefault(": ".join(filter(None, (title, part))), {})[tag] = None
+        for name, tags in lines.items():
+            for i in range(0, len(tags), MOST_LINES):
+                more = f" ({i // MOST_LINES + 1})" if i else ""
+                grouped[name + more] = ["Multiline", list(tags)[i : i + MOST_LINES]]
     return grouped
+
+
+def group_of(role: str) -> str:
+    """The chart that shows a role; empty for none."""
+    return next((group for group, roles in _CHART_GROUPS.items() if role in roles), "")
 
 
 class Scalars:
     """TensorBoard's view of a table: one summary for every step up to 100, then for each 1 % later.
 
     These are some 1,000 of a million steps: TensorBoard draws no more points of a tag. Items that
-    share a label are averaged, each with its newest value.
+    share a tag are joined, each with its newest value.
 
     Args:
         writer: TensorBoard's writer.
@@ -160,31 +177,30 @@ class Scalars:
     def __init__(self, writer: SummaryWriter, table: Table) -> None:
         self._writer = writer._get_file_writer()  # type: ignore[no-untyped-call]
         self._table = table
-        of_items = table.labels or [""]
-        self._labels = list(dict.fromkeys(of_items))
-        self._member = np.array([[x == y for y in of_items] for x in self._labels], float)
-        self._newest: dict[str, npt.NDArray[np.float64]] = {}
-        self._touched = np.zeros(len(self._labels), bool)
+        self._lines: dict[str, _Lines] = {}
+        self._touched = np.zeros(table.n_items, bool)
         self._next_step = 0
 
     def write(self, measured: Measured, walltimes: Mapping[int, float]) -> None:
         """Writes rows sorted by step; a quantity with a null is shown over it alone."""
         steps, items, values = measured
         distinct, row = np.unique(steps, return_inverse=True)
-        touching = np.zeros((len(distinct), self._member.shape[1]))
-        touching[row, items] = 1
-        touched = self._touched_since_shown(distinct, touching @ self._member.T > 0)
+        measured_at = np.zeros((len(distinct), len(self._touched)), bool)
+        measured_at[row, items] = True
+        touched = self._touched_since_shown(distinct, measured_at)
         scalars: dict[int, list[Summary.Value]] = {i: [] for i in touched}
         for name, column in values.items():
             if f"{name}_over_null" in values or not self._table.shows(name):
                 continue
-            tags = ["/".join(filter(None, (self._table.name, name, x))) for x in self._labels]
-            means = self._means(name, row, items, column, len(distinct))
-            for i, labels in touched.items():
-                shown = (labels & np.isfinite(means[i])).tolist()
+            lines = self._lines.setdefault(name, _Lines(self._table, name))
+            grid = np.full((len(distinct), len(self._touched)), np.nan)
+            grid[row, items] = column
+            joined = lines.joined(grid)
+            for i, fresh in touched.items():
+                shown = ((lines.member @ fresh > 0) & np.isfinite(joined[i])).tolist()
                 scalars[i] += [
                     Summary.Value(tag=tag, simple_value=value)
-                    for tag, value, show in zip(tags, means[i].tolist(), shown, strict=True)
+                    for tag, value, show in zip(lines.tags, joined[i].tolist(), shown, strict=True)
                     if show
                 ]
         for i, of_step in scalars.items():
@@ -192,36 +208,43 @@ class Scalars:
             self._writer.add_summary(Summary(value=of_step), step, walltimes[step])
 
     def _touched_since_shown(
-        self, steps: npt.NDArray[np.int64], touched: npt.NDArray[np.bool_]
+        self, steps: npt.NDArray[np.int64], measured_at: npt.NDArray[np.bool_]
     ) -> dict[int, npt.NDArray[np.bool_]]:
-        """Position of each step to show: the labels measured since the one shown before."""
+        """Position of each step to show: the items measured since the one shown before."""
         since = {}
         for i, step in enumerate(steps.tolist()):
-            self._touched = self._touched | touched[i]
+            self._touched = self._touched | measured_at[i]
             if step >= self._next_step:
                 since[i] = self._touched
                 self._touched = np.zeros_like(self._touched)
                 self._next_step = step + 1 + step // 100
         return since
 
-    def _means(
-        self,
-        name: str,
-        row: npt.NDArray[np.int64],
-        items: npt.NDArray[np.int64],
-        column: npt.NDArray[np.floating],
-        n_steps: int,
-    ) -> npt.NDArray[np.float64]:
-        """Means over the newest values of the items of each label, (n_steps, n_labels)."""
-        grid = np.full((n_steps + 1, self._member.shape[1]), np.nan)
-        grid[0] = self._newest.get(name, np.nan)
-        grid[row + 1, items] = column
+
+class _Lines:
+    """The lines that show a column, and the newest value of each item.
+
+    Attributes:
+        tags: Their tags.
+        member: Which items each joins, 0 or 1, shape (n_lines, n_items).
+    """
+
+    def __init__(self, table: Table, column: str) -> None:
+        of_items = table.tags(column)
+        self.tags = list(dict.fromkeys(of_items))
+        self.member = np.array([[x == y for y in of_items] for x in self.tags], float)
+        self._sums = table.joined(column) == "sum"
+        self._newest = np.full(len(of_items), np.nan)
+
+    def joined(self, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Joins values (n_steps, n_items), NaN where not measured, to (n_steps, n_lines)."""
+        grid = np.concatenate([self._newest[None], grid])
         known = np.isfinite(grid)
         newest = np.maximum.accumulate(np.where(known, np.arange(len(grid))[:, None], 0), axis=0)
         grid = np.take_along_axis(grid, newest, axis=0)
-        self._newest[name] = grid[-1]
+        self._newest = grid[-1]
         known = np.isfinite(grid[1:])
-        means: npt.NDArray[np.float64] = np.where(known, grid[1:], 0) @ self._member.T
-        with np.errstate(invalid="ignore"):
-            means /= known @ self._member.T
-        return means
+        sums: npt.NDArray[np.float64] = np.where(known, grid[1:], 0) @ self.member.T
+        n = known @ self.member.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(n > 0, sums, np.nan) if self._sums else sums / n

@@ -200,14 +200,14 @@ def test_tensorboard_has_classes_histograms_and_the_text(recorded):
             table.astype({"loss": float}).groupby([column, "step"], observed=True)["loss"].mean()
         )
         for name in table[column].unique():
-            shown = events.Scalars(f"probe_loss/{kind}/{name}")
+            shown = events.Scalars(f"5_probe_loss/{kind}/{name}")
             assert [point.step for point in shown] == [0, 1, 2, 3, 4, 5]
             np.testing.assert_allclose([p.value for p in shown], means[name], rtol=1e-3)
-    histograms = events.Histograms("probe_loss/tokens")
+    histograms = events.Histograms("5_probe_loss/tokens")
     assert [h.step for h in histograms] == [0, 2, 4, 5]
     assert histograms[0].histogram_value.num == len(table) / 6
     for name in ("words", "other"):
-        assert [i.step for i in events.Images(f"probe_loss/text/{name}")] == [0, 2, 4, 5]
+        assert [i.step for i in events.Images(f"5_probe_loss/text/{name}")] == [0, 2, 4, 5]
 
 
 def test_tokens_stand_on_the_colour_of_their_loss():
@@ -319,7 +319,7 @@ def test_a_resumed_record_is_that_of_an_uninterrupted_run(tmp_path, same_directo
     shown = EventAccumulator(rest.log_dir, {"scalars": 0})
     shown.Reload()
     for tag in ("loss/unseen", "class/context_constrained"):
-        assert [p.step for p in shown.Scalars(f"probe_loss/{tag}")][-7:] == list(range(7))
+        assert [p.step for p in shown.Scalars(f"5_probe_loss/{tag}")][-7:] == list(range(7))
 
 
 def test_an_interrupt_keeps_the_losses_and_leaves_the_classes_open(tmp_path):

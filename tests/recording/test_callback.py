@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import lightning
@@ -17,12 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_gamma import InputError, metrics, trajectory
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
+    Overview,
     RunSummary,
     Schedule,
     TokenLoss,
@@ -203,7 +207,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, same_d
 
     shown = EventAccumulator(str(tmp_path / root / f"version_{version or 0}"), {"scalars": 0})
     shown.Reload()
-    assert [p.step for p in shown.Scalars("token_loss/mean")][-25:] == list(range(25))
+    assert [p.step for p in shown.Scalars("1_token_loss/mean")][-25:] == list(range(25))
     for name, table in expected.items():
         pandas.testing.assert_frame_equal(got[name], table, check_exact=True)
     for name, weight in module.state_dict().items():
@@ -257,36 +261,68 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
     assert summary["metrics"]["val/seen/loss"] == pytest.approx(logged)
 
 
-def test_tensorboard_has_the_first_steps_the_layout_the_pictures_and_the_hyperparameters(tmp_path):
-    callbacks = [Condensation(pictures=Schedule(per_decade=1)), *all_callbacks()[1:], RunSummary()]
-    trainer = fit(tmp_path, *callbacks, max_steps=12, limit_val_batches=1.0)
+@pytest.mark.parametrize("all_tags", [False, True])
+def test_tensorboard_has_the_first_steps_the_layout_the_pictures_and_the_hyperparameters(
+    tmp_path, all_tags
+):
+    callbacks = [Condensation(pictures=Schedule(per_decade=1)), *all_callbacks()[1:]]
+    overview = Overview(all_tags=all_tags)
+    trainer = fit(tmp_path, *callbacks, overview, RunSummary(), max_steps=12, limit_val_batches=1.0)
     events = EventAccumulator(
         trainer.log_dir, {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
     )
     events.Reload()
     table = trajectory.load(trainer.log_dir)["effective_rank"]
-    query = table[(table["role"] == "query") & (table["layer"] == 1)]
-    shown = events.Scalars("effective_rank/effective_rank_over_null/layer1.query")
+    of_role = table[table["role"] == "query"]
+    query = of_role[of_role["layer"] == 1]
+    tag, expected = "query", of_role.groupby("step")["effective_rank_over_null"].mean()
+    if all_tags:
+        tag, expected = "layer1.query", query["effective_rank_over_null"]
+    shown = events.Scalars(f"3_effective_rank/effective_rank_over_null/{tag}")
     assert [point.step for point in shown] == list(range(13))
-    assert np.allclose([point.value for point in shown], query["effective_rank_over_null"])
-    assert [i.step for i in events.Images("condensation/cosines/layer0.query")] == [0, 1, 10, 12]
-    spectra = events.Histograms("effective_rank/spectrum/layer1.query")
+    assert np.allclose([point.value for point in shown], expected)
+    assert [i.step for i in events.Images("2_condensation/cosines")] == [0, 1, 10, 12]
+    assert [i.step for i in events.Images("trajectory/overview")] == [12]
+    tags = events.Tags()
+    assert "custom_scalars__config__" in tags["tensors"]
+    parts = tags["scalars"] + tags["images"] + tags["histograms"]
+    assert all_tags or len(parts) <= 60
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    charts = [chart.multiline.tag for category in layout.category for chart in category.chart]
+    assert max(map(len, charts)) <= 8
+    assert {tag for chart in charts for tag in chart} <= set(tags["scalars"])
+    assert [c.title for c in layout.category] == sorted(c.title for c in layout.category)
+    if not all_tags:
+        return
+    spectra = events.Histograms("3_effective_rank/spectrum/layer1.query")
     assert [spectrum.step for spectrum in spectra] == [0, 1, 3, 10, 12]
     for spectrum in spectra:  # 16 x 16: the edge is 2 √16 rms, ‖W‖_F = 16 rms
         stable_rank = query.set_index("step")["stable_rank"][spectrum.step]
         assert spectrum.histogram_value.num == 16
         assert spectrum.histogram_value.max == pytest.approx(2 / stable_rank**0.5, rel=1e-4)
-    tags = events.Tags()
-    assert "custom_scalars__config__" in tags["tensors"]
-    assert "hp/val/unseen/accuracy" in tags["scalars"]
-    recorded = [t for t in tags["scalars"] if t.split("/")[0] in trajectory.load(trainer.log_dir)]
-    assert len(recorded) < 300
-    layout = layout_pb2.Layout.FromString(
-        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    )
-    lines = [t for c in layout.category for chart in c.chart for t in chart.multiline.tag]
-    assert lines
-    assert set(lines) <= set(tags["scalars"])
+
+
+def test_hparams_have_gamma_the_seed_and_the_metrics_from_the_start(tmp_path):
+    trainer = fit(tmp_path, TokenLoss(), RunSummary(), max_steps=12, limit_val_batches=1.0,
+                  num_sanity_val_steps=1)  # fmt: skip
+    (path,) = Path(trainer.log_dir).glob("events*")
+    values = [v for event in EventFileLoader(str(path)).Load() for v in event.summary.value]
+    tags = [value.tag for value in values]
+    begun = tags.index("_hparams_/session_start_info")
+    assert tags.count("_hparams_/session_start_info") == tags.count("_hparams_/experiment") == 1
+    assert begun < tags.index("1_token_loss/mean") < tags.index("_hparams_/session_end_info")
+    content = HParamsPluginData.FromString(values[begun].metadata.plugin_data.content)
+    hparams = content.session_start_info.hparams
+    assert hparams["gamma"].number_value == 0.8
+    assert hparams["seed"].number_value == 0
+    said = values[tags.index("_hparams_/experiment")].metadata.plugin_data.content
+    names = [m.name.tag for m in HParamsPluginData.FromString(said).experiment.metric_infos]
+    assert sorted(names) == [
+        f"val/{s}/{m}" for s in ("seen", "unseen") for m in ("accuracy", "loss")
+    ]
+    assert set(names) <= set(tags)
 
 
 def test_a_full_disk_leaves_a_hole_and_one_warning_and_training_goes_on(tmp_path):

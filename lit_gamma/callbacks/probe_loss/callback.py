@@ -49,11 +49,11 @@ class ProbeLoss(TrajectoryCallback):
     :func:`lit_gamma.trajectory.tokens` joins both. The metadata of both files
     holds ``probe``, the SHA-256 of token ids and labels.
 
-    Logged, in nats, 0 .. ∞: ``probe_loss/loss/<set>``, the mean of a validation set; at the end
-    ``probe_loss/class/<class>``, the mean of a class at each recorded step. Histograms, as
-    ``probe_loss/tokens``: the losses of all tokens. Images, as ``probe_loss/text/<set>``, if the
-    DataModule has a ``tokenizer``: the beginning of the probe, coloured from 0 (white) to the loss
-    of a uniform guess (red).
+    Logged, in nats, 0 .. ∞: ``5_probe_loss/loss/<set>``, the mean of a validation set; at the end
+    ``5_probe_loss/class/<class>``, the mean of a class at each recorded step. Histograms, as
+    ``5_probe_loss/tokens``: the losses of all tokens. Images, as ``5_probe_loss/text/<set>``, if
+    the DataModule has a ``tokenizer``: the beginning of the probe, coloured from 0 (white) to the
+    loss of a uniform guess (red).
 
     Time: one forward of the blocks per step of either schedule; at the end two for each power of
     two below the length of a block. Memory: 2 bytes per token and step until written, at most
@@ -87,8 +87,10 @@ class ProbeLoss(TrajectoryCallback):
             "mean loss of a class at each recorded step, in TensorBoard alone",
             "nats",
             chart="probe loss by class",
+            joined="mean",
         ),
     )
+    section = "5"
     layout = Vectors
 
     def __init__(
@@ -162,7 +164,7 @@ class ProbeLoss(TrajectoryCallback):
             text = isinstance(data, TokenizedText)
             uniform = math.log(data.tokenizer.vocab_size) if text else None
             shown = losses.float().cpu().numpy()
-            draw_probe(writer, self.name, self.run.step, shown, self._tokens, uniform)
+            draw_probe(writer, self.group, self.run.step, shown, self._tokens, uniform)
 
     @override
     def finish(self, completed: bool = True) -> None:
@@ -194,7 +196,7 @@ class ProbeLoss(TrajectoryCallback):
         self.flush()
         writer = self.run.writer
         if writer is not None and self.file.path is not None and self.file.path.is_file():
-            chart_classes(writer, self.name, read_batches(self.file.path), self._tokens["class"])
+            chart_classes(writer, self.group, read_batches(self.file.path), self._tokens["class"])
 
     def _write_tokens(self) -> None:
         """Writes ``probe_tokens.arrow`` anew, with what is known by now."""

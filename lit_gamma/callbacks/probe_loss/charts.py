@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from matplotlib import colormaps, font_manager
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.trajectory.layouts import vectors
-from lit_gamma.trajectory.tensorboard import picture, write_values
+from lit_gamma.trajectory.tensorboard import picture, text_font, write_values
 
 PICTURED_TOKENS = 768
 """Most tokens of a validation set that are drawn."""
 
-_COLUMNS, _FONT_SIZE = 96, 13
+_COLUMNS = 96
 _COLOURS = (colormaps["Reds"](np.linspace(0, 0.6, 33), bytes=True)[:, :3]).flatten().tolist()
 _INK = 33  # In the palette, after the colours.
 
@@ -30,7 +28,7 @@ Floats = npt.NDArray[np.floating]
 
 def draw_probe(
     writer: SummaryWriter,
-    table: str,
+    group: str,
     step: int,
     loss: Floats,
     tokens: Mapping[str, Any],
@@ -40,7 +38,7 @@ def draw_probe(
 
     Args:
         writer: TensorBoard's writer.
-        table: First part of the tags.
+        group: First part of the tags.
         step: The step.
         loss: Nats, shape (n_tokens,).
         tokens: The table of tokens.
@@ -48,7 +46,7 @@ def draw_probe(
     """
     finite = loss[np.isfinite(loss)]
     if len(finite):
-        writer.add_histogram(f"{table}/tokens", finite, step)
+        writer.add_histogram(f"{group}/tokens", finite, step)
     if uniform is None:
         return
     images = []
@@ -56,7 +54,7 @@ def draw_probe(
         shown = [i for i, of in enumerate(tokens["set"]) if of == name][:PICTURED_TOKENS]
         texts, blocks = ([tokens[column][i] for i in shown] for column in ("text", "block"))
         image = coloured_text(texts, loss[shown] / uniform, blocks)
-        images.append(Summary.Value(tag=f"{table}/text/{name}", image=image))
+        images.append(Summary.Value(tag=f"{group}/text/{name}", image=image))
     write_values(writer, images, step)
 
 
@@ -72,7 +70,7 @@ def coloured_text(texts: Sequence[str], level: Floats, blocks: Sequence[int]) ->
         A PNG of 34 colours, :data:`_COLUMNS` letters wide.
     """
     cells = list(_laid_out(texts, blocks))
-    font, width, height = _font()
+    font, width, height = text_font()
     n_lines = cells[-1][0] + 1 if cells else 1
     image = Image.new("P", (_COLUMNS * width, n_lines * height), 0)
     image.putpalette([*_COLOURS, 0, 0, 0])
@@ -106,21 +104,14 @@ def _visible(letter: str) -> str:
     return letter if letter.isprintable() else "·"
 
 
-@cache
-def _font() -> tuple[ImageFont.FreeTypeFont, int, int]:
-    """A font of equally wide letters, which matplotlib brings, and the size of a letter."""
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), _FONT_SIZE)
-    return font, math.ceil(font.getlength("m")), _FONT_SIZE + 4
-
-
 def chart_classes(
-    writer: SummaryWriter, table: str, record: Sequence[pa.RecordBatch], classes: Sequence[str]
+    writer: SummaryWriter, group: str, record: Sequence[pa.RecordBatch], classes: Sequence[str]
 ) -> None:
     """Writes the mean loss of each class at each recorded step.
 
     Args:
         writer: TensorBoard's writer.
-        table: First part of the tags.
+        group: First part of the tags.
         record: The batches of ``probe_loss.arrow``.
         classes: The class of each token, shape (n_tokens,).
     """
@@ -131,7 +122,7 @@ def chart_classes(
         means = vectors(batch["loss"]).astype(np.float32) @ member.T
         for step, row in zip(batch["step"].to_pylist(), means.tolist(), strict=True):
             values = [
-                Summary.Value(tag=f"{table}/class/{name}", simple_value=mean)
+                Summary.Value(tag=f"{group}/class/{name}", simple_value=mean)
                 for name, mean in zip(names, row, strict=True)
             ]
             write_values(writer, values, step)

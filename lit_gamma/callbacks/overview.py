@@ -1,0 +1,82 @@
+"""Overview: the whole trajectory in one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
+
+from lit_gamma import trajectory
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.schedule import Schedule
+from lit_gamma.trajectory.tensorboard import picture, write_values
+
+FIRST_STEP = 100
+"""Before it, but for the end, there is too little to see."""
+
+
+class Overview(TrajectoryCallback):
+    """Draws what the other callbacks record, and decides how much of it TensorBoard gets.
+
+    Images, as ``trajectory/overview``: see :func:`lit_gamma.trajectory.plot`, also at the end.
+
+    Args:
+        pictures: The steps to draw, from 100 on; by default one per factor of ten.
+        all_tags: Whether TensorBoard gets a curve for every matrix and every column of the files;
+            by default it gets means over the matrices of a role, of what tells most.
+    """
+
+    default_pictures = Schedule(per_decade=1)
+
+    def __init__(self, pictures: Schedule | None = None, all_tags: bool = False) -> None:
+        super().__init__(pictures=pictures)
+        self.all_tags = all_tags
+
+    @override
+    def due(self, step: int) -> bool:
+        return False
+
+    @override
+    def draws(self, step: int) -> bool:
+        return step >= FIRST_STEP and super().draws(step)
+
+    @override
+    def measure_if_due(self, last: bool = False) -> None:
+        if not last:
+            super().measure_if_due()
+
+    @override
+    def finish(self, completed: bool = True) -> None:
+        """Draws the end, when all others have recorded it."""
+        run = self.run
+        if run.step > max(self.file.last_drawn, self.file.began):
+            with self.budget.billed("pictures"), run.optional(f"{self.name}: the last picture"):
+                self.draw(run.trainer, run.module, run.writer)
+            self.file.last_drawn = run.step
+        super().finish(completed)
+
+    @override
+    def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
+        if writer is None:
+            return
+        for callback in self.run.callbacks:
+            callback.flush()
+        gamma, seed, step = self.run.hyperparameters.get("gamma"), self.run.seed, self.run.step
+        named = [f"γ {gamma}"] * (gamma is not None) + [f"seed {seed}"] * (seed is not None)
+        drawn = painted(self.run.folder, ", ".join([*named, f"step {step:,}"]))
+        write_values(writer, [Summary.Value(tag="trajectory/overview", image=drawn)], step)
+
+
+def painted(run_dir: Any, title: str) -> Summary.Image:
+    """The figure as a PNG of 64 colours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(trajectory.plot(run_dir, title))
+    canvas.draw()  # type: ignore[no-untyped-call]
+    drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    pixels = Image.fromarray(drawn).convert("RGB")
+    return picture(pixels.quantize(64, dither=Image.Dither.NONE))
