@@ -15,7 +15,7 @@ from lit_gamma.files import replacing
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.jsonable import jsonable
-from lit_gamma.trajectory.phase_finding import phases_of_roles
+from lit_gamma.trajectory.phase_finding import phases_of
 from lit_gamma.trajectory.tensorboard import write_phases
 from lit_gamma.weights.sharding import all_finite
 
@@ -55,7 +55,7 @@ def summarize(
     tables = trajectory.load(run.folder, ("condensation", "effective_rank"))
     summary |= trajectory.extremes(tables)
     if tables:
-        phases = phases_of_roles(tables)
+        phases = phases_of(tables)
         summary["phases"] = _nested(phases)
         if run.writer is not None:
             write_phases(run.writer, phases, run.step)
@@ -118,11 +118,14 @@ def write_summary(run: Run, summary: Mapping[str, Any]) -> None:
         run.warn(f"{path} cannot be written ({error.strerror})")
 
 
-def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Role to quantity to the steps of its phases."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for row in phases.to_dict("records"):
-        steps = {str(k): v for k, v in row.items() if k not in ("role", "quantity")}
-        finite = {k: v if math.isfinite(v) else None for k, v in steps.items()}
-        found.setdefault(row["role"], {})[row["quantity"]] = finite
+def _nested(phases: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Role to quantity to the steps of its phases; under ``matrices`` the same of each matrix."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in phases.set_index(["role", "matrix", "quantity"]).itertuples():
+        role, matrix, quantity = row.Index
+        of_role = found.setdefault(role, {})
+        of = of_role.setdefault("matrices", {}).setdefault(matrix, {}) if matrix else of_role
+        steps = row._asdict()
+        del steps["Index"]
+        of[quantity] = {k: v if math.isfinite(v) else None for k, v in steps.items()}
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, nan
 
@@ -15,6 +15,8 @@ from lit_gamma.errors import InputError
 QUANTITIES = {
     "mean_squared_cosine_over_null": ("condensation", 1),
     "effective_rank_over_null": ("effective_rank", -1),
+    "participation_ratio_over_null": ("effective_rank", -1),
+    "stable_rank_over_null": ("effective_rank", -1),
 }
 """What shows condensation: column to its table, and the sign of the move (up, down)."""
 
@@ -30,6 +32,8 @@ STANDARD_ERRORS = 4.0
 _RESAMPLES = 500
 
 Floats = npt.NDArray[np.float64]
+Curve = tuple[str, str, pd.Series]
+"""Role, matrix, values by step."""
 
 
 @dataclass(frozen=True)
@@ -110,32 +114,27 @@ def find_phases(
     return Phases(start, *condensed, float(np.exp(sign * curve[peak])), *expanded, end)
 
 
-def phases_of_roles(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
-    """Finds the phases of every role, by each of :data:`QUANTITIES` that was recorded.
+def phases_of(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
+    """Finds the phases of every role and matrix, by each of :data:`QUANTITIES` recorded of it.
 
     Args:
         tables: What :func:`lit_gamma.trajectory.load` returns.
         min_change: See :func:`find_phases`.
 
     Returns:
-        A row per role and quantity: ``role``, ``quantity``, and the attributes of :class:`Phases`.
+        A row per role and quantity, and below them, where a role has several matrices, one per
+        matrix and quantity: ``role``, ``matrix`` (empty for the mean over a role), ``quantity``,
+        and the attributes of :class:`Phases`.
 
     Raises:
-        InputError: Neither quantity was recorded, or ``min_change`` is not positive.
+        InputError: None of them was recorded, or ``min_change`` is not positive.
     """
-    if not min_change > 0:
-        raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
-    recorded = {q: v for q, v in QUANTITIES.items() if v[0] in tables}
-    if not recorded:
-        raise InputError("phases need the tables condensation or effective_rank; the run has none")
-    rows = []
-    for quantity, (table, sign) in recorded.items():
-        for role, curve in role_means(tables[table], quantity).items():
-            seen = curve[np.isfinite(curve) & (curve > 0)]
-            found = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
-            rows.append({"role": role, "quantity": quantity, **asdict(found)})
-    phases: pd.DataFrame = pd.DataFrame(rows)
-    return phases
+    return _found(tables, min_change, _means_of_roles, _matrices)
+
+
+def phases_of_roles(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
+    """The rows of roles of :func:`phases_of`."""
+    return _found(tables, min_change, _means_of_roles)
 
 
 def role_means(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -153,6 +152,40 @@ def role_means(table: pd.DataFrame, column: str) -> pd.DataFrame:
     each = measured.interpolate(method="index")
     means: pd.DataFrame = each.T.groupby(roles, sort=False).mean().T
     return means
+
+
+def _found(
+    tables: Mapping[str, pd.DataFrame],
+    min_change: float,
+    *curves_of: Callable[[pd.DataFrame, str], Iterator[Curve]],
+) -> pd.DataFrame:
+    if not min_change > 0:
+        raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
+    recorded = {q: (tables[t], s) for q, (t, s) in QUANTITIES.items() if q in tables.get(t, ())}
+    if not recorded:
+        raise InputError("phases need the tables condensation or effective_rank; the run has none")
+    rows = []
+    for curves in curves_of:
+        for quantity, (table, sign) in recorded.items():
+            for role, matrix, curve in curves(table, quantity):
+                seen = curve[np.isfinite(curve) & (curve > 0)]
+                phases = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
+                row = {"role": role, "matrix": matrix, "quantity": quantity}
+                rows.append({**row, **asdict(phases)})
+    found: pd.DataFrame = pd.DataFrame(rows)
+    return found
+
+
+def _means_of_roles(table: pd.DataFrame, quantity: str) -> Iterator[Curve]:
+    for role, curve in role_means(table, quantity).items():
+        yield str(role), "", curve
+
+
+def _matrices(table: pd.DataFrame, quantity: str) -> Iterator[Curve]:
+    """The matrices of roles that have several, each at the steps at which it was measured."""
+    several = table.groupby("role")["matrix"].transform("nunique") > 1
+    for (role, matrix), rows in table[several].groupby(["role", "matrix"], sort=False):
+        yield role, matrix, rows.set_index("step")[quantity]
 
 
 def _averaged(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
