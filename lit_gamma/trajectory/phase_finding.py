@@ -23,8 +23,17 @@ QUANTITIES = {
 PER_DECADE = 20
 """Points per factor of ten of steps that a curve is averaged to."""
 
-SPAN = 9
-"""Points that a local fit spans."""
+SPANS = (5, 9)
+"""Points that a local fit may span."""
+
+REACH = 1.4
+"""The weights of a local fit vanish at so many times the distance of its farthest point."""
+
+NEAR = 13
+"""Points around one that tell how far off it is."""
+
+MAD_TO_STD = 1.4826
+"""The standard deviation of a Gaussian over its median absolute deviation."""
 
 STANDARD_ERRORS = 4.0
 """A difference is significant beyond so many of its standard errors."""
@@ -92,20 +101,19 @@ def find_phases(
         The phases; without any for fewer points than a local fit spans.
     """
     x, y = _averaged(np.asarray(steps, float), sign * np.log(np.asarray(values, float)))
-    if len(x) < SPAN:
+    if len(x) < max(SPANS):
         return Phases()
-    smoother = _smoother(x)
+    smoother, residuals = _smoothed(x, y)
     curve = smoother @ y
-    residuals = (y - curve) / np.maximum(1 - np.diag(smoother), 0.1)
-    noise = np.sqrt(((smoother != 0) * residuals**2).sum(axis=1) / SPAN)
+    noise = MAD_TO_STD * np.median(np.abs(residuals)[_nearest(x, NEAR)[0]], axis=1)
     errors = STANDARD_ERRORS * noise * np.linalg.norm(smoother, axis=1)
     peak, onset = _turns(curve[None], errors, min_change)[:, 0]
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
-    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
-    points = np.rint(10**x - 1)
     start, end = (float(np.exp(sign * curve[i])) for i in (0, -1))
     if peak < 0:
         return Phases(start=start, end=end)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
+    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
+    points = np.rint(10**x - 1)
     low, high = _interval(points, peak, peaks)
     condensed = points[peak], low, inf if peak == len(points) - 1 else high
     expanded = (nan, nan, nan)
@@ -195,17 +203,32 @@ def _averaged(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     return np.bincount(which, x) / n, np.bincount(which, values) / n
 
 
-def _smoother(x: Floats) -> Floats:
+def _smoothed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The smoother of the span whose residuals are least, and these: each point left out."""
+    fits = []
+    for span in SPANS:
+        smoother = _smoother(x, span)
+        fits.append((smoother, (y - smoother @ y) / np.maximum(1 - np.diag(smoother), 0.1)))
+    return min(fits, key=lambda fit: float(np.linalg.norm(fit[1])))
+
+
+def _smoother(x: Floats, span: int) -> Floats:
     """The matrix that smooths a curve given at x: local quadratics, shape (n, n)."""
+    near, distance = _nearest(x, span)
+    u = (x[near] - x[:, None]) / (distance.max(axis=1, keepdims=True) * REACH)
+    root = np.sqrt((1 - np.abs(u) ** 3) ** 3)
+    design = np.stack([np.ones_like(u), u, u**2], axis=2)
     smoother = np.zeros((len(x), len(x)))
-    for i, center in enumerate(x):
-        distance = np.abs(x - center)
-        near = np.argsort(distance, kind="stable")[:SPAN]
-        u = (x[near] - center) / (distance[near].max() * 1.001)
-        root = np.sqrt((1 - np.abs(u) ** 3) ** 3)
-        design = np.stack([np.ones(SPAN), u, u**2], axis=1)
-        smoother[i, near] = np.linalg.pinv(design * root[:, None])[0] * root
+    fits = np.linalg.pinv(design * root[:, :, None])[:, 0] * root
+    np.put_along_axis(smoother, near, fits, axis=1)
     return smoother
+
+
+def _nearest(x: Floats, n: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The n points nearest to each, and their distances."""
+    distance = np.abs(x[:, None] - x)
+    near = np.argsort(distance, axis=1, kind="stable")[:, :n]
+    return near, np.take_along_axis(distance, near, axis=1)
 
 
 def _turns(curves: Floats, errors: Floats, min_change: float) -> npt.NDArray[np.int64]:
