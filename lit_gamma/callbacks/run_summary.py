@@ -23,12 +23,13 @@ class RunSummary(Callback):
 
     It holds gamma, seed, status (``finished``, ``diverged at step N``, ``interrupted``,
     ``terminated`` or the error), optimizer steps, seconds of training (all parts of a resumed run),
-    the validation metrics by name as last measured, what each trajectory callback cost (host time
-    per step, and as a share of a step without them) with the number of matrices that took turns at
-    each step, ``holes``, the steps that could not be written, if any, and per role the step and
-    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
-    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end). TensorBoard
-    has these as Text.
+    the validation metrics by name as last measured, ``measured_at``, the step of that, what each
+    trajectory callback cost (host time per step, and as a share of a step without them) with the
+    number of matrices that took turns at each step, ``holes``, the steps that could not be written,
+    if any, ``findings``, what a callback says of its record, per role the step and value of the
+    strongest condensation and of the lowest effective rank, both ÷ null, and the ``phases``, see
+    :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest ``in_words``.
+    TensorBoard has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
     are ``hp/<metric>`` there.
 
@@ -43,12 +44,18 @@ class RunSummary(Callback):
         self._earlier_seconds = 0.0
         self._start: float | None = None
         self._alone: Run | None = None
+        self._measured_at: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._start_step = time.monotonic(), trainer.global_step
         if not trajectory_callbacks(trainer):
             self._alone = run_of(trainer, pl_module, [])
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._measured_at = trainer.global_step
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +101,8 @@ class RunSummary(Callback):
         }
         seconds = self._seconds()
         bill = bill_of(run, seconds, run.step - self._start_step)
-        self.summary = summarize(run, status, self._earlier_seconds + seconds, bill, metrics)
+        whole = self._earlier_seconds + seconds
+        self.summary = summarize(run, status, whole, bill, metrics, self._measured_at)
         self.folder = run.folder
         write_summary(run, self.summary)
         self._compare(trainer, self.summary)

@@ -131,6 +131,10 @@ class TrajectoryCallback(Callback):
         """What the file's schema is to say besides callback, seed and hyper-parameters."""
         return {}
 
+    def in_words(self) -> str | None:
+        """What its record says at the end, one sentence for the summary; None by default."""
+        return None
+
     def due(self, step: int) -> bool:
         """Whether something is recorded at a step."""
         return self.schedule.due(step)
@@ -181,7 +185,8 @@ class TrajectoryCallback(Callback):
         self.measure_if_due()
         if self.file.ripe(self.run.step):
             self.write()
-        plan = self.budget.end_step(self.run, self._jobs, self.write)
+        jobs = {"record": self.schedule} | ({"pictures": self.pictures} if self.pictures else {})
+        plan = self.budget.end_step(self.run, jobs, self.write)
         if plan is not None:
             if warning := plan.warning(self.name):
                 self.run.warn(warning)
@@ -242,11 +247,6 @@ class TrajectoryCallback(Callback):
         return Table(
             self.name, index, labels, self.quantities, self.nulls(module), self.reference, metadata
         )
-
-    @property
-    def _jobs(self) -> dict[str, Schedule]:
-        drawing = {} if self.pictures is None else {"pictures": self.pictures}
-        return {"record": self.schedule, **drawing}
 
     @property
     @override

@@ -67,6 +67,8 @@ def phases_in_words(phases: pd.DataFrame) -> list[str]:
         for of in expanded[:_MOST]
     ]
     said += _rest("expanded again less", expanded)
+    if phases["start"].isna().all():
+        return ["no phases: too few steps were measured"]
     return said or ["no phases: no curve moved beyond its noise and the least change that counts"]
 
 
@@ -95,8 +97,7 @@ def _together(moves: list[_Move]) -> list[list[_Move]]:
 
 
 def _until(move: _Move) -> str:
-    lasts = isinf(move.high)
-    return f"{'still condensing at' if lasts else 'condensed until'} step {move.step:.0f}"
+    return "still condensing" if isinf(move.high) else f"condensed until step {move.step:.0f}"
 
 
 def _measure(move: _Move) -> str:
