@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_gamma import InputError
+from lit_gamma import InputError, trajectory
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
 
@@ -73,6 +73,15 @@ class AnchorReasoning(TrajectoryCallback):
         mirrored = (answered == self.run.data.mirrored_answers(unseen)) & ~composed
         shares = torch.stack([composed, mirrored, ~(composed | mirrored)]).float().mean(1, True)
         return dict(zip(("composition", "symmetry", "other"), shares, strict=True))
+
+    def in_words(self) -> str | None:
+        """How the unseen pair was answered last."""
+        table = trajectory.load(self.run.folder, [self.name]).get(self.name)
+        if table is None:
+            return None
+        last = table.iloc[-1]
+        shares = ", ".join(f"{q.name} {last[q.name]:.2f}" for q in self.quantities)
+        return f"unseen pair at step {last['step']:.0f}: {shares}"
 
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the plane of the keys."""

@@ -24,12 +24,13 @@ class RunSummary(Callback):
 
     It holds gamma, seed, status (``finished``, ``diverged at step N``, ``interrupted``,
     ``terminated`` or the error), optimizer steps, seconds of training (all parts of a resumed run),
-    the validation metrics by name as last measured, what each trajectory callback cost (host time
-    per step, and as a share of a step without them) with the number of matrices that took turns at
-    each step, ``holes``, the steps that could not be written, if any, and per role the step and
-    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
-    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end). TensorBoard
-    has these as Text.
+    the validation metrics by name as last measured, ``measured_at``, the step of that, what each
+    trajectory callback cost (host time per step, and as a share of a step without them) with the
+    number of matrices that took turns at each step, ``holes``, the steps that could not be written,
+    if any, ``findings``, what a callback says of its record, per role the step and value of the
+    strongest condensation and of the lowest effective rank, both ÷ null, and the ``phases``, see
+    :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest ``in_words``.
+    TensorBoard has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
     the validation metrics have names: from the start, if the trainer checks validation first.
 
@@ -46,6 +47,7 @@ class RunSummary(Callback):
         self._metrics: list[str] = []
         self._session_end: Any = None
         self._alone: Run | None = None
+        self._measured_at: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,6 +63,7 @@ class RunSummary(Callback):
         measured = _validation_metrics(trainer)
         self._metrics = [name for name in measured if not name.endswith("perplexity")]
         if self._start is not None and not trainer.sanity_checking:
+            self._measured_at = trainer.global_step
             self._enter(trainer)
 
     @override
@@ -102,9 +105,8 @@ class RunSummary(Callback):
         run.step = trainer.global_step
         seconds = self._seconds()
         bill = bill_of(run, seconds, run.step - self._start_step)
-        self.summary = summarize(
-            run, status, self._earlier_seconds + seconds, bill, _validation_metrics(trainer)
-        )
+        whole, metrics = self._earlier_seconds + seconds, _validation_metrics(trainer)
+        self.summary = summarize(run, status, whole, bill, metrics, self._measured_at)
         self.folder = run.folder
         write_summary(run, self.summary)
         self._enter(trainer)

@@ -33,7 +33,7 @@ from lit_gamma.cli.run_folder import own_folder
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
-from lit_gamma.recording.summary import bill_in_words
+from lit_gamma.recording.summary import bill_in_words, in_lines
 
 
 class DoctorTrainer(Trainer):
@@ -142,18 +142,17 @@ class LitGammaCLI(LightningCLI):
             return
         run_dir, said = summary.folder, summary.summary
         print(_readable(said))
-        print(f"  recorded in    {run_dir}")
+        print(f"  recorded in  {run_dir}")
         print(
-            f"  look at it     tensorboard --logdir {run_dir.parent} "
-            "--samples_per_plugin images=100"
+            f"  look at it   tensorboard --logdir {run_dir.parent} --samples_per_plugin images=100"
         )
         saved = self.trainer.checkpoint_callback
         if isinstance(saved, Checkpoints) and saved.saved_step < said["steps"]:
-            print(f"  not saved      the newest checkpoint is of step {saved.saved_step}")
+            print(f"  not saved    the newest checkpoint is of step {saved.saved_step}")
         last = run_dir / "checkpoints" / "last.ckpt"
         if said["status"] != "finished" and last.is_file():
             print(
-                f"  resume         python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
+                f"  resume       python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"
             )
 
@@ -181,33 +180,27 @@ def _refuse_twins(names: list[str]) -> None:
             )
 
 
-def _metrics(metrics: Mapping[str, Any]) -> list[str]:
-    return [f"  {name:<24} {float(value):.4g}" for name, value in metrics.items()]
+def _metrics(metrics: Mapping[str, Any], note: str = "") -> list[str]:
+    return [f"  {name:<24} {float(value):.4g}{note}" for name, value in metrics.items()]
 
 
 def _readable(summary: dict[str, Any]) -> str:
     speed = summary["steps"] / max(summary["seconds"], 1e-9)
+    measured_at = summary["measured_at"]
+    earlier = measured_at is not None and measured_at < summary["steps"]
     lines = [
         "",
         f"{summary['status']}: gamma {summary['gamma']}, seed {summary['seed']}, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
-        *_metrics(summary["metrics"]),
+        *(f"  {in_lines(finding)}" for finding in summary.get("findings", {}).values()),
+        *_metrics(summary["metrics"], f" (step {measured_at})" if earlier else ""),
+        *(f"  {in_lines(sentence)}" for sentence in summary.get("in_words", [])),
     ]
     if bill := summary["overhead"]:
         lines.append(f"  {bill_in_words(bill)}")
     for table, holes in summary.get("holes", {}).items():
         steps = ", ".join(f"{first} to {last}" for first, last in holes)
-        lines.append(f"  not recorded   {table}: steps {steps}")
-    condensation = summary.get("strongest_condensation", {})
-    rank = summary.get("lowest_effective_rank", {})
-    if condensation and rank:
-        lines.append(f"  {'÷ random matrix, @step':<24} strongest cos²   lowest effective rank")
-    for role in (role for role in condensation if role in rank):
-        peak, low = condensation[role], rank[role]
-        lines.append(
-            f"    {role:<22} {peak['mean_squared_cosine_over_null']:>6.2f} @{peak['step']:<8}"
-            f"{low['effective_rank_over_null']:>5.2f} @{low['step']}"
-        )
+        lines.append(f"  not recorded {table}: steps {steps}")
     return "\n".join(lines)
 
 

@@ -125,8 +125,7 @@ class TrajectoryCallback(Callback):
             pl_module: The module that is trained.
 
         Returns:
-            The columns that tell the items apart, and the items' labels in TensorBoard. None by
-            default: one row per step.
+            The columns that tell the items apart, and their labels in TensorBoard; none by default.
         """
         return {}, []
 
@@ -138,15 +137,18 @@ class TrajectoryCallback(Callback):
         """What the file's schema is to say besides callback, seed and hyper-parameters."""
         return {}
 
+    def in_words(self) -> str | None:
+        """What its record says at the end, one sentence for the summary; None by default."""
+        return None
+
     def due(self, step: int) -> bool:
         """Whether something is recorded at a step."""
         return self.schedule.due(step)
 
     def draws(self, step: int) -> bool:
         """Whether a picture of a step is to be drawn, and is not drawn yet."""
-        if self.pictures is None or step <= self.file.last_drawn:
-            return False
-        return self.file.came(self.pictures.due, step)
+        undrawn = step > self.file.last_drawn
+        return undrawn and self.pictures is not None and self.file.came(self.pictures.due, step)
 
     def take(self) -> None:
         """Records the current weights."""
@@ -182,7 +184,8 @@ class TrajectoryCallback(Callback):
         self.measure_if_due()
         if self.file.ripe(self.run.step):
             self.write()
-        plan = self.budget.end_step(self.run, self._jobs, self.write)
+        jobs = {"record": self.schedule} | ({"pictures": self.pictures} if self.pictures else {})
+        plan = self.budget.end_step(self.run, jobs, self.write)
         if plan is not None:
             if warning := plan.warning(self.name):
                 self.run.warn(warning)
@@ -233,7 +236,6 @@ class TrajectoryCallback(Callback):
     def table(self) -> Table:
         """What is recorded of this run."""
         module = self.run.module
-        index, labels = self.items(module)
         metadata = {
             "callback": type(self).__qualname__,
             "seed": None if self.run.seed is None else str(self.run.seed),
@@ -241,14 +243,9 @@ class TrajectoryCallback(Callback):
             **self.about(),
         }
         return Table(
-            self.name, index, labels, self.quantities, self.nulls(module), self.reference, metadata,
-            self.group, self.run.all_tags,
+            self.name, *self.items(module), self.quantities, self.nulls(module), self.reference,
+            metadata, self.group, self.run.all_tags,
         )  # fmt: skip
-
-    @property
-    def _jobs(self) -> dict[str, Schedule]:
-        drawing = {} if self.pictures is None else {"pictures": self.pictures}
-        return {"record": self.schedule, **drawing}
 
     @property
     @override

@@ -15,13 +15,19 @@ from lit_gamma.files import replacing
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.jsonable import jsonable
-from lit_gamma.trajectory.phase_finding import phases_of_roles
+from lit_gamma.trajectory.phase_finding import phases_of
+from lit_gamma.trajectory.phase_words import phases_in_words
 from lit_gamma.trajectory.tensorboard import write_phases
 from lit_gamma.weights.sharding import all_finite
 
 
 def summarize(
-    run: Run, status: str, seconds: float, bill: Mapping[str, Any], metrics: Mapping[str, float]
+    run: Run,
+    status: str,
+    seconds: float,
+    bill: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    measured_at: int | None = None,
 ) -> dict[str, Any]:
     """Says what a run has come to, after writing what is pending.
 
@@ -31,10 +37,11 @@ def summarize(
         seconds: Seconds of training, of all parts of a resumed run.
         bill: See :func:`bill_of`.
         metrics: The validation metrics by name, as last measured.
+        measured_at: The step at which they were, if that is known.
 
     Returns:
-        All of that with gamma, seed and steps and, where they were recorded, per role the extremes
-        and the phases. TensorBoard gets the phases as text.
+        All of that with gamma, seed and steps, what the callbacks find and, where they were
+        recorded, the extremes of each role and the phases. TensorBoard gets the phases as text.
     """
     for callback in run.callbacks:
         callback.flush()
@@ -45,6 +52,7 @@ def summarize(
         "steps": run.step,
         "seconds": round(seconds, 2),
         "metrics": dict(metrics),
+        "measured_at": measured_at,
         "overhead": dict(bill),
     }
     holes = {c.name: c.file.holes for c in run.callbacks if c.file.holes}
@@ -52,14 +60,26 @@ def summarize(
         summary["holes"] = holes
     if not any(run.folder.glob("trajectory/*.arrow")):
         return summary
+    summary["findings"] = _findings(run)
     tables = trajectory.load(run.folder, ("condensation", "effective_rank"))
     summary |= trajectory.extremes(tables)
     if tables:
-        phases = phases_of_roles(tables)
-        summary["phases"] = _nested(phases)
+        phases = phases_of(tables)
+        words = phases_in_words(phases)
+        summary |= {"in_words": words, "phases": _nested(phases)}
         if run.writer is not None:
-            write_phases(run.writer, phases, run.step)
+            write_phases(run.writer, phases, words, run.step)
     return summary
+
+
+def _findings(run: Run) -> dict[str, str]:
+    """What each callback says of its record, if it says anything."""
+    found = {}
+    for callback in run.callbacks:
+        with run.optional(f"{callback.name}: its record in words"):
+            if sentence := callback.in_words():
+                found[callback.name] = sentence
+    return found
 
 
 def _divergence(run: Run) -> str | None:
@@ -99,12 +119,16 @@ def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float |
 
 
 def bill_in_words(bill: Mapping[str, Mapping[str, float | None]]) -> str:
-    """What recording took in all, and each callback, the dearest first; lines of 78 at most."""
+    """What recording took in all, and each callback, the dearest first, as :func:`in_lines`."""
     shares = {name: cost["share_of_step"] or 0.0 for name, cost in bill.items()}
     dearest = sorted(shares, key=lambda name: -shares[name])
     parts = ", ".join(f"{name}\N{NO-BREAK SPACE}{shares[name]:.1%}" for name in dearest)
-    words = f"recording took {sum(shares.values()):.1%} on top of training: {parts}"
-    lines = textwrap.wrap(words, 76, subsequent_indent="  ", break_on_hyphens=False)
+    return in_lines(f"recording took {sum(shares.values()):.1%} on top of training: {parts}")
+
+
+def in_lines(sentence: str) -> str:
+    """Breaks a sentence, if need be, into lines of 78 at most, to be indented by two."""
+    lines = textwrap.wrap(sentence, 76, subsequent_indent="  ", break_on_hyphens=False)
     return "\n  ".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -118,11 +142,14 @@ def write_summary(run: Run, summary: Mapping[str, Any]) -> None:
         run.warn(f"{path} cannot be written ({error.strerror})")
 
 
-def _nested(phases: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Role to quantity to the steps of its phases."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for row in phases.to_dict("records"):
-        steps = {str(k): v for k, v in row.items() if k not in ("role", "quantity")}
-        finite = {k: v if math.isfinite(v) else None for k, v in steps.items()}
-        found.setdefault(row["role"], {})[row["quantity"]] = finite
+def _nested(phases: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Role to quantity to the steps of its phases; under ``matrices`` the same of each matrix."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in phases.set_index(["role", "matrix", "quantity"]).itertuples():
+        role, matrix, quantity = row.Index
+        of_role = found.setdefault(role, {})
+        of = of_role.setdefault("matrices", {}).setdefault(matrix, {}) if matrix else of_role
+        steps = row._asdict()
+        del steps["Index"]
+        of[quantity] = {k: v if math.isfinite(v) else None for k, v in steps.items()}
     return found

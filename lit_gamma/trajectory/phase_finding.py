@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, nan
 
@@ -15,14 +15,25 @@ from lit_gamma.errors import InputError
 QUANTITIES = {
     "mean_squared_cosine_over_null": ("condensation", 1),
     "effective_rank_over_null": ("effective_rank", -1),
+    "participation_ratio_over_null": ("effective_rank", -1),
+    "stable_rank_over_null": ("effective_rank", -1),
 }
 """What shows condensation: column to its table, and the sign of the move (up, down)."""
 
 PER_DECADE = 20
 """Points per factor of ten of steps that a curve is averaged to."""
 
-SPAN = 9
-"""Points that a local fit spans."""
+SPANS = (5, 9)
+"""Points that a local fit may span."""
+
+REACH = 1.4
+"""The weights of a local fit vanish at so many times the distance of its farthest point."""
+
+NEAR = 13
+"""Points around one that tell how far off it is."""
+
+MAD_TO_STD = 1.4826
+"""The standard deviation of a Gaussian over its median absolute deviation."""
 
 STANDARD_ERRORS = 4.0
 """A difference is significant beyond so many of its standard errors."""
@@ -30,6 +41,8 @@ STANDARD_ERRORS = 4.0
 _RESAMPLES = 500
 
 Floats = npt.NDArray[np.float64]
+Curve = tuple[str, str, pd.Series]
+"""Role, matrix, values by step."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +101,19 @@ def find_phases(
         The phases; without any for fewer points than a local fit spans.
     """
     x, y = _averaged(np.asarray(steps, float), sign * np.log(np.asarray(values, float)))
-    if len(x) < SPAN:
+    if len(x) < max(SPANS):
         return Phases()
-    smoother = _smoother(x)
+    smoother, residuals = _smoothed(x, y)
     curve = smoother @ y
-    residuals = (y - curve) / np.maximum(1 - np.diag(smoother), 0.1)
-    noise = np.sqrt(((smoother != 0) * residuals**2).sum(axis=1) / SPAN)
+    noise = MAD_TO_STD * np.median(np.abs(residuals)[_nearest(x, NEAR)[0]], axis=1)
     errors = STANDARD_ERRORS * noise * np.linalg.norm(smoother, axis=1)
     peak, onset = _turns(curve[None], errors, min_change)[:, 0]
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
-    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
-    points = np.rint(10**x - 1)
     start, end = (float(np.exp(sign * curve[i])) for i in (0, -1))
     if peak < 0:
         return Phases(start=start, end=end)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
+    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
+    points = np.rint(10**x - 1)
     low, high = _interval(points, peak, peaks)
     condensed = points[peak], low, inf if peak == len(points) - 1 else high
     expanded = (nan, nan, nan)
@@ -110,32 +122,27 @@ def find_phases(
     return Phases(start, *condensed, float(np.exp(sign * curve[peak])), *expanded, end)
 
 
-def phases_of_roles(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
-    """Finds the phases of every role, by each of :data:`QUANTITIES` that was recorded.
+def phases_of(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
+    """Finds the phases of every role and matrix, by each of :data:`QUANTITIES` recorded of it.
 
     Args:
         tables: What :func:`lit_gamma.trajectory.load` returns.
         min_change: See :func:`find_phases`.
 
     Returns:
-        A row per role and quantity: ``role``, ``quantity``, and the attributes of :class:`Phases`.
+        A row per role and quantity, and below them, where a role has several matrices, one per
+        matrix and quantity: ``role``, ``matrix`` (empty for the mean over a role), ``quantity``,
+        and the attributes of :class:`Phases`.
 
     Raises:
-        InputError: Neither quantity was recorded, or ``min_change`` is not positive.
+        InputError: None of them was recorded, or ``min_change`` is not positive.
     """
-    if not min_change > 0:
-        raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
-    recorded = {q: v for q, v in QUANTITIES.items() if v[0] in tables}
-    if not recorded:
-        raise InputError("phases need the tables condensation or effective_rank; the run has none")
-    rows = []
-    for quantity, (table, sign) in recorded.items():
-        for role, curve in role_means(tables[table], quantity).items():
-            seen = curve[np.isfinite(curve) & (curve > 0)]
-            found = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
-            rows.append({"role": role, "quantity": quantity, **asdict(found)})
-    phases: pd.DataFrame = pd.DataFrame(rows)
-    return phases
+    return _found(tables, min_change, _means_of_roles, _matrices)
+
+
+def phases_of_roles(tables: Mapping[str, pd.DataFrame], min_change: float = 0.1) -> pd.DataFrame:
+    """The rows of roles of :func:`phases_of`."""
+    return _found(tables, min_change, _means_of_roles)
 
 
 def role_means(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -155,6 +162,40 @@ def role_means(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return means
 
 
+def _found(
+    tables: Mapping[str, pd.DataFrame],
+    min_change: float,
+    *curves_of: Callable[[pd.DataFrame, str], Iterator[Curve]],
+) -> pd.DataFrame:
+    if not min_change > 0:
+        raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
+    recorded = {q: (tables[t], s) for q, (t, s) in QUANTITIES.items() if q in tables.get(t, ())}
+    if not recorded:
+        raise InputError("phases need the tables condensation or effective_rank; the run has none")
+    rows = []
+    for curves in curves_of:
+        for quantity, (table, sign) in recorded.items():
+            for role, matrix, curve in curves(table, quantity):
+                seen = curve[np.isfinite(curve) & (curve > 0)]
+                phases = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
+                row = {"role": role, "matrix": matrix, "quantity": quantity}
+                rows.append({**row, **asdict(phases)})
+    found: pd.DataFrame = pd.DataFrame(rows)
+    return found
+
+
+def _means_of_roles(table: pd.DataFrame, quantity: str) -> Iterator[Curve]:
+    for role, curve in role_means(table, quantity).items():
+        yield str(role), "", curve
+
+
+def _matrices(table: pd.DataFrame, quantity: str) -> Iterator[Curve]:
+    """The matrices of roles that have several, each at the steps at which it was measured."""
+    several = table.groupby("role")["matrix"].transform("nunique") > 1
+    for (role, matrix), rows in table[several].groupby(["role", "matrix"], sort=False):
+        yield role, matrix, rows.set_index("step")[quantity]
+
+
 def _averaged(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     """Means of log10(1 + step) and of the values, over bins of equal width in it."""
     x = np.log10(1 + steps)
@@ -162,17 +203,32 @@ def _averaged(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     return np.bincount(which, x) / n, np.bincount(which, values) / n
 
 
-def _smoother(x: Floats) -> Floats:
+def _smoothed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The smoother of the span whose residuals are least, and these: each point left out."""
+    fits = []
+    for span in SPANS:
+        smoother = _smoother(x, span)
+        fits.append((smoother, (y - smoother @ y) / np.maximum(1 - np.diag(smoother), 0.1)))
+    return min(fits, key=lambda fit: float(np.linalg.norm(fit[1])))
+
+
+def _smoother(x: Floats, span: int) -> Floats:
     """The matrix that smooths a curve given at x: local quadratics, shape (n, n)."""
+    near, distance = _nearest(x, span)
+    u = (x[near] - x[:, None]) / (distance.max(axis=1, keepdims=True) * REACH)
+    root = np.sqrt((1 - np.abs(u) ** 3) ** 3)
+    design = np.stack([np.ones_like(u), u, u**2], axis=2)
     smoother = np.zeros((len(x), len(x)))
-    for i, center in enumerate(x):
-        distance = np.abs(x - center)
-        near = np.argsort(distance, kind="stable")[:SPAN]
-        u = (x[near] - center) / (distance[near].max() * 1.001)
-        root = np.sqrt((1 - np.abs(u) ** 3) ** 3)
-        design = np.stack([np.ones(SPAN), u, u**2], axis=1)
-        smoother[i, near] = np.linalg.pinv(design * root[:, None])[0] * root
+    fits = np.linalg.pinv(design * root[:, :, None])[:, 0] * root
+    np.put_along_axis(smoother, near, fits, axis=1)
     return smoother
+
+
+def _nearest(x: Floats, n: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The n points nearest to each, and their distances."""
+    distance = np.abs(x[:, None] - x)
+    near = np.argsort(distance, axis=1, kind="stable")[:, :n]
+    return near, np.take_along_axis(distance, near, axis=1)
 
 
 def _turns(curves: Floats, errors: Floats, min_change: float) -> npt.NDArray[np.int64]:

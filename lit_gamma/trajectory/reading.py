@@ -16,7 +16,7 @@ import pyarrow as pa
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import log_spaced, read_batches
 from lit_gamma.trajectory.layouts import vectors
-from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
+from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of, role_means
 
 _MOST_OUTCOMES = 4
 
@@ -119,20 +119,20 @@ def tokens(run_dir: str | Path) -> pd.DataFrame:
 
 
 def phases(run_dir: str | Path, min_change: float = 0.1) -> pd.DataFrame:
-    """Finds when each role condensed, and when it began to expand again.
+    """Finds when each role and matrix condensed, and when it began to expand again.
 
     Args:
         run_dir: The run's directory.
         min_change: Smallest relative change that counts as a move.
 
     Returns:
-        A row per role and quantity, NaN where a phase is not there, see
-        :func:`~lit_gamma.trajectory.phase_finding.phases_of_roles`.
+        A row per role and quantity, then per matrix and quantity; NaN where a phase is not there,
+        see :func:`~lit_gamma.trajectory.phase_finding.phases_of`.
 
     Raises:
         InputError: The run has no record of condensation or effective rank.
     """
-    return phases_of_roles(load(run_dir, [table for table, _ in QUANTITIES.values()]), min_change)
+    return phases_of(load(run_dir, {table for table, _ in QUANTITIES.values()}), min_change)
 
 
 def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -115,16 +115,20 @@ def write_layout(writer: SummaryWriter, tables: Iterable[Table]) -> None:
     writer.add_custom_scalars(dict(sorted(charts.items())))
 
 
-def write_phases(writer: SummaryWriter, phases: pd.DataFrame, step: int) -> None:
-    """Writes the steps of the phases as a table, under Text.
+def write_phases(
+    writer: SummaryWriter, phases: pd.DataFrame, words: Iterable[str], step: int
+) -> None:
+    """Writes the phases in words and the steps of those of the roles as a table, under Text.
 
     Args:
         writer: TensorBoard's writer.
         phases: See :func:`lit_gamma.trajectory.phases`.
+        words: See :func:`~lit_gamma.trajectory.phase_words.phases_in_words`.
         step: The step at which the record ends.
     """
-    lines = ["| role | quantity | condensation | expansion |", "|---|---|---|---|"]
-    for row in phases.to_dict("records"):
+    lines = [*(f"- {sentence}" for sentence in words), ""]
+    lines += ["| role | quantity | condensation | expansion |", "|---|---|---|---|"]
+    for row in phases[phases["matrix"] == ""].to_dict("records"):
         cells = [row["role"], row["quantity"]]
         for kind in ("condensation", "expansion"):
             found, low, high = (row[f"{kind}_{part}"] for part in ("step", "low", "high"))
