@@ -14,6 +14,7 @@ from lit_gamma import __version__
 from lit_gamma.errors import InputError
 
 COMMANDS = {
+    "init": "lay down configs and callbacks in a new folder, to begin with",
     "fit": "train, and record the trajectory",
     "validate": "compute a checkpoint's validation metrics",
     "test": "compute a checkpoint's test metrics",
@@ -35,6 +36,10 @@ def main() -> None:
             print(_overview())
         elif command == "--version":
             print(f"lit-gamma {__version__}")
+        elif command == "init":
+            from lit_gamma.cli.workspace import init
+
+            init(sys.argv[2:])
         elif command in ("generate", "perplexity", "export", "compare"):
             from lit_gamma.cli import commands
 
@@ -97,7 +102,7 @@ def _what_the_user_did(error: BaseException) -> str | None:
     from jsonargparse import ArgumentError
     from omegaconf.errors import OmegaConfBaseException
 
-    from lit_gamma.cli.bad_input import condensed
+    from lit_gamma.cli.parser_messages import condensed
 
     cause: BaseException | None = error
     while cause is not None:

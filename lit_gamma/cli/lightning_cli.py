@@ -20,14 +20,9 @@ import lit_gamma.callbacks
 import lit_gamma.data.anchor
 import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
-from lit_gamma.cli.bad_input import (
-    condensed,
-    in_one_line,
-    refuse_impossible,
-    refuse_no_checkpoint,
-    with_nearest_option,
-)
+from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
+from lit_gamma.cli.parser_messages import condensed, with_nearest_option
 from lit_gamma.cli.run_folder import own_folder
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
