@@ -11,6 +11,7 @@ import warnings
 from difflib import get_close_matches
 
 from lit_gamma import __version__
+from lit_gamma.cli.terminal import wrapped
 from lit_gamma.errors import InputError
 
 COMMANDS = {
@@ -49,6 +50,8 @@ def main() -> None:
             hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(COMMANDS)}"
             raise InputError(f"unknown command {command!r}; {hint}")
         else:
+            if command == "fit":
+                _say_what_will_happen(sys.argv[2:])
             from lit_gamma.cli.lightning_cli import run_experiment
 
             # Lightning has put its own in place.
@@ -58,7 +61,15 @@ def main() -> None:
         message = _what_the_user_did(error)
         if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(wrapped(f"error: {message}", sys.stderr))
+
+
+def _say_what_will_happen(arguments: list[str]) -> None:
+    """Before anything heavy is imported, which takes seconds."""
+    from lit_gamma.cli.first_line import first_line
+
+    if line := first_line(arguments):
+        print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _overview() -> str:
@@ -85,7 +96,12 @@ def _keep_output_readable() -> None:
             stream.reconfigure(errors="replace")
     for words in ("LeafSpec", "The dirpath has changed from"):
         warnings.filterwarnings("ignore", f".*{words}")
-    noise = ("Tip: For seamless", "SIGTERMException was raised", "`Trainer.fit` stopped")
+    noise = (
+        "TPU available: False",
+        "Tip: For seamless",
+        "SIGTERMException was raised",
+        "`Trainer.fit` stopped",
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in record.getMessage() for words in noise)
     )
@@ -94,7 +110,7 @@ def _keep_output_readable() -> None:
 def _in_one_line(message: Warning | str, *where: object) -> str:
     """A warning on a line of its own, in place of the bar's, without where it came from."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-    return f"{clear}warning: {message}\n"
+    return clear + wrapped(f"warning: {message}", sys.stderr) + "\n"
 
 
 def _what_the_user_did(error: BaseException) -> str | None:
