@@ -37,6 +37,10 @@ def main() -> None:
             print(_overview())
         elif command == "--version":
             print(f"lit-gamma {__version__}")
+        elif command == "fit" and sys.argv[-1] in ("-h", "--help"):
+            from lit_gamma.cli.short_help import short_help
+
+            print(short_help())
         elif command == "init":
             from lit_gamma.cli.workspace import init
 

@@ -223,5 +223,5 @@ def run_experiment() -> None:
         auto_configure_optimizers=False,
         seed_everything_default=1,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m lit_gamma"},
     )
