@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -86,7 +87,13 @@ def run(*command: object, **options) -> str:
 def installed(tmp_path_factory):
     """A folder with what the wheel installs, built from a copy so that nothing is left here."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    shutil.copytree(ROOT / "lit_gamma", source / "lit_gamma")
+    for name in ("lit_gamma", "configs", "callbacks"):
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     offline = "--no-deps", "--no-index", "--quiet"
@@ -114,6 +121,21 @@ def test_two_lines_in_a_project_elsewhere(installed, tmp_path):
     assert set(table["step"]) == {0, 1, 2, 3}
     assert set(table["matrix"]) == {"layers.0", "layers.2"}
     assert (installed / "lit_gamma" / "comparison" / "report.html.j2").is_file()
+
+
+@pytest.mark.slow
+def test_a_workspace_of_the_installed_package_runs_at_once(installed, tmp_path):
+    assert {path.name for path in installed.iterdir()} & {"configs", "callbacks"} == set()
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    lit_gamma = partial(run, "-m", "lit_gamma", env=environment)
+    lit_gamma("init", "mine", cwd=tmp_path)
+    steps = "--trainer.max_steps=3", "--trainer.accelerator=cpu", "--trainer.callbacks+=Kurtosis"
+    said = lit_gamma("fit", "--config=configs/anchor.yaml", *steps, cwd=tmp_path / "mine")
+    assert "finished: gamma 0.8, seed 1, 3 steps" in said
+    tables = trajectory.load(tmp_path / "mine" / "runs" / "anchor" / "version_0")
+    assert {"anchor_reasoning", "kurtosis"} <= set(tables)
+    start = tables["kurtosis"].query("step == 0 and role == 'mlp_up'")["kurtosis"]
+    assert start.mean() == pytest.approx(3, abs=0.05)
 
 
 def test_transformers_stays_optional():

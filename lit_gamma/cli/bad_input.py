@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,6 @@ _AT_LEAST = {
     "check_val_every_n_epoch": 1,
     "num_sanity_val_steps": -1,
 }
-
-_NOISE = re.compile(
-    "Does not validate against|Subtypes: |Subclass types |a class path|a dict with|Errors:"
-    "|Expected a <class 'NoneType'>|Given value: NestedArg|Given value type|Expected a path"
-    "|Not of type Path|Problem with given class_path"
-)
 
 
 @contextmanager
@@ -86,42 +78,3 @@ def refuse_no_checkpoint(path: str) -> None:
             raise InputError(f"--ckpt_path {path} is a folder without a sharded checkpoint")
     else:
         check_checkpoint(file)
-
-
-def condensed(message: str) -> str:
-    """A parser's message in one line: the key, what it may be, and what it was given."""
-    lines = [line.strip(" -") for line in message.splitlines()]
-    lines = [line for line in lines if line and not _NOISE.match(line)]
-    keys: list[str] = []
-    wanted: list[str] = []
-    given = ""
-    rest: list[str] = []
-    for line in lines:
-        if match := re.match(r'Parser key "(.+?)":? ?(.*)', line):
-            keys += [match[1]] if match[1] not in keys else []
-            line = match[2]
-        if match := re.match(r"(?:Given value: |.*Got value: )(.*)", line):
-            given = given or match[1]
-            line = line.partition("Got value")[0].removeprefix(match[0]).rstrip(". ")
-        if match := re.fullmatch(r"Expected an? (?:typing\.)?(.+)", line):
-            name = "the path of a class" if "import path" in match[1] else match[1]
-            wanted.append(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name))
-        elif line:
-            rest.append(line)
-    parts = [*dict.fromkeys(rest)]
-    if wanted and not (parts and "Option" in parts[0]):
-        parts.append(f"expected {' or '.join(dict.fromkeys(wanted))}")
-    if given:
-        parts.append(f"got {given}")
-    return ": ".join(filter(None, [".".join(keys), ", ".join(parts)]))
-
-
-def with_nearest_option(message: str, parser: Any) -> str:
-    """Adds to a message about an unknown option the one that comes nearest to it."""
-    match = re.match(r"unrecognized arguments: (--[\w.+]+)", message)
-    if match is None:
-        return message
-    commands = parser._subcommands_action._name_parser_map.values()
-    known = {name for command in commands for name in command._option_string_actions}
-    nearest = get_close_matches(match[1], known, 1)
-    return f"{message}; did you mean {nearest[0]}?" if nearest else message

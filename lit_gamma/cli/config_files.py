@@ -14,25 +14,29 @@ from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-de
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_gamma.cli.bad_input import condensed
+from lit_gamma.cli.nearest import did_you_mean, nearest_key
+from lit_gamma.cli.parser_messages import condensed
+from lit_gamma.cli.workspace import SHIPPED, shipped_config
 from lit_gamma.errors import InputError
+
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
 class ConfigFile(ActionConfigFile):
     """``--config FILE``, where a file may build on others: ``extends: base.yaml``, or a list.
 
-    The files named are read first, each relative to the file that names it; what comes later wins,
-    and ``callbacks+:`` appends to a list instead of replacing it.
+    The files named are read first, each relative to the file that names it, or else the one of that
+    name that the package ships; what comes later wins, and ``callbacks+:`` appends to a list
+    instead of replacing it.
     """
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Applies a file after the files it extends."""
-        known = {action.dest.partition(".")[0] for action in parser._actions}
-        for path, layer in _layers(Path(value), ()):
-            for key in layer:
-                if str(key).rstrip("+") not in known:
-                    raise InputError(f"config file {path}: unknown key {key!r}")
+        known = {action.dest for action in parser._actions if not action.dest.endswith(".help")}
+        for path, layer in layers(Path(value)):
+            for key, hint in _unknown_keys(OmegaConf.to_container(layer), known):
+                raise InputError(f"config file {path}: unknown key {key!r}{hint}")
             try:
                 ActionConfigFile.apply_config(parser, cfg, dest, OmegaConf.to_yaml(layer))
             except (ArgumentError, TypeError) as error:
@@ -40,13 +44,20 @@ class ConfigFile(ActionConfigFile):
                 raise InputError(message + _elsewhere(path, message)) from error
 
 
-def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, DictConfig]]:
-    """Yields a config file after the files it extends, each without its ``extends``."""
+def layers(path: Path, opened: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+    """Yields a config file after the files it extends, each without its ``extends``.
+
+    Args:
+        path: The file.
+        opened: The files that extend it, the first of them first.
+
+    Raises:
+        InputError: A file does not exist, extends itself, or holds no keys and values.
+    """
     if path.resolve() in opened:
         raise InputError(f"{path} extends itself, by way of {opened[-1]}")
     if not path.is_file():
-        named_by = f", extended by {opened[-1]}" if opened else ""
-        raise InputError(f"config file {path} does not exist{named_by}")
+        raise InputError(f"config file {path} does not exist{_instead(path, opened)}")
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:  # What OmegaConf makes of a number, or of a file it cannot read.
@@ -73,8 +84,43 @@ def _layers(path: Path, opened: tuple[Path, ...]) -> Iterator[tuple[Path, DictCo
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise InputError(f"config file {path}: extends must name files, got {bases!r}")
     for base in bases:
-        yield from _layers(path.parent / base, (*opened, path.resolve()))
+        beside = path.parent / base
+        found = beside if beside.is_file() else shipped_config(base) or beside
+        yield from layers(found, (*opened, path.resolve()))
     yield path, OmegaConf.create(config)
+
+
+def _instead(path: Path, opened: tuple[Path, ...]) -> str:
+    """What to say of a config file that does not exist: who named it, and what there is."""
+    if opened:
+        folder = SHIPPED / "configs"
+        names = sorted(str(shipped.relative_to(folder)) for shipped in folder.rglob("*.yaml"))
+        return (
+            f", extended by {opened[-1]}; nor does lit-gamma come with one of that name, but with "
+            f"{', '.join(names)}{did_you_mean(path.name, names)}"
+        )
+    if shipped_config(path):
+        return (
+            ", but lit-gamma comes with one: `lit-gamma init FOLDER` lays down configs/ and "
+            "callbacks/ in a new folder, to run in"
+        )
+    return did_you_mean(path.name, [other.name for other in path.parent.glob("*.yaml")])
+
+
+def _unknown_keys(section: Any, known: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a config that no option has, each with the nearest one that is."""
+    for name, value in section.items():
+        key = prefix + str(name).rstrip("+")
+        if any(dest.startswith(f"{key}.") for dest in known):
+            if isinstance(value, dict):
+                yield from _unknown_keys(value, known, f"{key}.")
+        elif key not in known:
+            yield key, nearest_key(key, known | {"extends"})
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict) and "class_path" in item:
+                    stray = item.keys() - set(_OF_A_CLASS)
+                    yield from ((f"{key}.{n}", did_you_mean(str(n), _OF_A_CLASS)) for n in stray)
 
 
 def _elsewhere(path: Path, message: str) -> str:
@@ -82,6 +128,11 @@ def _elsewhere(path: Path, message: str) -> str:
     workspace = path.resolve().parents[1]
     if "callbacks." not in message or workspace == Path.cwd():
         return ""
+    if path.is_relative_to(SHIPPED):
+        return (
+            "\ncallbacks are those of the callbacks/ in the working directory: `lit-gamma init "
+            "FOLDER` lays these down in a new folder, to run in"
+        )
     if not (workspace / "callbacks").is_dir():
         return ""
     return (

@@ -11,9 +11,11 @@ import warnings
 from difflib import get_close_matches
 
 from lit_gamma import __version__
+from lit_gamma.cli.terminal import wrapped
 from lit_gamma.errors import InputError
 
 COMMANDS = {
+    "init": "lay down configs and callbacks in a new folder, to begin with",
     "fit": "train, and record the trajectory",
     "validate": "compute a checkpoint's validation metrics",
     "test": "compute a checkpoint's test metrics",
@@ -35,6 +37,14 @@ def main() -> None:
             print(_overview())
         elif command == "--version":
             print(f"lit-gamma {__version__}")
+        elif command == "fit" and sys.argv[-1] in ("-h", "--help"):
+            from lit_gamma.cli.short_help import short_help
+
+            print(short_help())
+        elif command == "init":
+            from lit_gamma.cli.workspace import init
+
+            init(sys.argv[2:])
         elif command in ("generate", "perplexity", "export", "compare"):
             from lit_gamma.cli import commands
 
@@ -44,6 +54,8 @@ def main() -> None:
             hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(COMMANDS)}"
             raise InputError(f"unknown command {command!r}; {hint}")
         else:
+            if command == "fit":
+                _say_what_will_happen(sys.argv[2:])
             from lit_gamma.cli.lightning_cli import run_experiment
 
             # Lightning has put its own in place.
@@ -53,7 +65,15 @@ def main() -> None:
         message = _what_the_user_did(error)
         if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(wrapped(f"error: {message}", sys.stderr))
+
+
+def _say_what_will_happen(arguments: list[str]) -> None:
+    """Before anything heavy is imported, which takes seconds."""
+    from lit_gamma.cli.first_line import first_line
+
+    if line := first_line(arguments):
+        print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _overview() -> str:
@@ -80,7 +100,12 @@ def _keep_output_readable() -> None:
             stream.reconfigure(errors="replace")
     for words in ("LeafSpec", "The dirpath has changed from"):
         warnings.filterwarnings("ignore", f".*{words}")
-    noise = ("Tip: For seamless", "SIGTERMException was raised", "`Trainer.fit` stopped")
+    noise = (
+        "TPU available: False",
+        "Tip: For seamless",
+        "SIGTERMException was raised",
+        "`Trainer.fit` stopped",
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in record.getMessage() for words in noise)
     )
@@ -89,7 +114,7 @@ def _keep_output_readable() -> None:
 def _in_one_line(message: Warning | str, *where: object) -> str:
     """A warning on a line of its own, in place of the bar's, without where it came from."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-    return f"{clear}warning: {message}\n"
+    return clear + wrapped(f"warning: {message}", sys.stderr) + "\n"
 
 
 def _what_the_user_did(error: BaseException) -> str | None:
@@ -97,7 +122,7 @@ def _what_the_user_did(error: BaseException) -> str | None:
     from jsonargparse import ArgumentError
     from omegaconf.errors import OmegaConfBaseException
 
-    from lit_gamma.cli.bad_input import condensed
+    from lit_gamma.cli.parser_messages import condensed
 
     cause: BaseException | None = error
     while cause is not None:

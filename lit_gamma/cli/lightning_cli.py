@@ -21,15 +21,11 @@ import lit_gamma.callbacks
 import lit_gamma.data.anchor
 import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
-from lit_gamma.cli.bad_input import (
-    condensed,
-    in_one_line,
-    refuse_impossible,
-    refuse_no_checkpoint,
-    with_nearest_option,
-)
+from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
+from lit_gamma.cli.parser_messages import condensed, with_nearest_option
 from lit_gamma.cli.run_folder import own_folder
+from lit_gamma.cli.terminal import wrapped
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
@@ -49,7 +45,7 @@ class DoctorTrainer(Trainer):
             model.init_audit,
             model.optimizer_config.weight_decay,
         )
-        print(diagnosis)
+        print(wrapped(str(diagnosis), sys.stdout))
         sys.exit(diagnosis.exit_code)
 
 
@@ -97,7 +93,8 @@ class LitGammaCLI(LightningCLI):
             config["callbacks"] = callbacks = _without_monitors(callbacks)
         bars = [c for c in callbacks if isinstance(c, ProgressBar)]
         if config["enable_progress_bar"] is not False and not bars:
-            self.trainer_defaults = {"callbacks": Progress()}
+            # First, so that it stands there while the others measure the start.
+            config["callbacks"] = [Progress(), *callbacks]
         with in_one_line("trainer"):
             return super().instantiate_trainer(**kwargs)
 
@@ -116,7 +113,7 @@ class LitGammaCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says at the end, however it comes, what was recorded and how to go on."""
         if not kwargs.get("ckpt_path"):
-            rank_zero_info(self.model.init_audit.headline())
+            rank_zero_info(wrapped(self._drawn(), sys.stderr))
         try:
             with own_folder(self.trainer, kwargs.get("ckpt_path"), _name_of(self.model)):
                 self.trainer.fit(**kwargs)
@@ -124,6 +121,11 @@ class LitGammaCLI(LightningCLI):
             sys.exit(128 + signal.SIGTERM)
         finally:
             self._report()
+
+    def _drawn(self) -> str:
+        """What was made: how large the model is, and how its weights were drawn."""
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        return f"{millions:.3g} M parameters; {self.model.init_audit.headline()}"
 
     def validate(self, **kwargs: Any) -> None:
         """Prints the validation metrics."""
@@ -221,5 +223,5 @@ def run_experiment() -> None:
         auto_configure_optimizers=False,
         seed_everything_default=1,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m lit_gamma"},
     )

@@ -179,15 +179,6 @@ def test_a_bare_call_lists_every_command_and_a_misspelt_one_its_neighbour(comman
         assert f"lit_gamma {command}" in capsys.readouterr().out
 
 
-def test_a_misspelt_key_names_its_neighbour(workspace, command_line):
-    for wrong, nearest in {
-        "model.gama": "model.gamma",
-        "trainer.maxsteps": "trainer.max_steps",
-    }.items():
-        with pytest.raises(SystemExit, match=f"did you mean --{nearest}"):
-            command_line("fit", *TINY, f"--{wrong}=1")
-
-
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, lit_gamma, lit_gamma.data\n"
@@ -218,7 +209,11 @@ BROKEN = "raise RuntimeError('oh')\n"
         (["--data.odd_pairs=[[3,9,1]]"], {}, r"anchor 9 of odd_pairs .* not in anchors"),
         (["--config=nope.yaml"], {}, r"config file nope\.yaml does not exist"),
         (["--config=x.yaml"], {"x.yaml": "model: [1"}, r"x\.yaml is not valid YAML"),
-        (["--config=x.yaml"], {"x.yaml": "model: {gama: 1}"}, r"does not accept .*model\.gama"),
+        (
+            ["--config=x.yaml"],
+            {"x.yaml": "model: {gama: 1}"},
+            r"unknown key 'model\.gama'; did you mean gamma",
+        ),
         (
             ["--config=x.yaml"],
             {"x.yaml": "extends: y.yaml"},

@@ -1,0 +1,68 @@
+"""The short help says of each option what the parser would."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers.runs import ROOT
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gamma.cli.short_help import GROUPS, short_help
+from lit_gamma.data import Text
+
+OPTIONS = [option for options in GROUPS.values() for option in options]
+
+
+def default_of(name: str, parsed: dict) -> object:
+    """The value that an option has where nothing states one; an error if there is none."""
+    section, _, key = name.rpartition(".")
+    made = {"data": Text, "trainer.logger": TensorBoardLogger}
+    if section in made:
+        return inspect.signature(made[section]).parameters[key].default
+    for part in name.rstrip("+").split("."):
+        parsed = parsed[part]
+    return parsed
+
+
+def test_its_defaults_are_those_of_the_parser(tmp_path, monkeypatch, command_line, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        command_line("fit", "--print_config")
+    parsed = yaml.safe_load(capsys.readouterr().out) | {"config": None}
+    told = {option.name: option.default for option in OPTIONS}
+    assert told == {name: default_of(name, parsed) for name in told}
+
+
+def test_fit_help_fits_a_terminal_and_names_the_complete_list(command_line, capsys):
+    command_line("fit", "--help")
+    printed = capsys.readouterr().out
+    assert printed == short_help() + "\n"
+    assert max(map(len, printed.splitlines())) <= 80
+    more = re.search(r"fit (--help all) ", printed)[1]
+    with pytest.raises(SystemExit, match="0"):
+        command_line("fit", *more.split())
+    complete = capsys.readouterr().out
+    assert "usage: python -m lit_gamma" in complete
+    for option in OPTIONS:
+        assert re.search(rf"  --{option.name.partition('+')[0]}\b", printed)
+        if not option.name.startswith(("data.", "trainer.logger.")):
+            assert f"--{option.name.rstrip('+')}" in complete
+
+
+def test_it_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "sys.argv = ['lit_gamma', 'fit', '--help']\n"
+        "from lit_gamma.cli import main\n"
+        "main()\n"
+        "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
