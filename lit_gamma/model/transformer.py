@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gamma.errors import InputError
 from lit_gamma.model.kv_cache import KVCache, LayerCache
+from lit_gamma.model.rms_norm import RMSNorm
 from lit_gamma.model.rope import Rope, Rotation, rotate
 
 Gate = Literal["elementwise", "headwise", "none"]
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
         else:
             self.rope = Rope(config.d_head, config.context_length)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
@@ -178,9 +179,9 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = GeluMLP(config) if config.mlp == "gelu" else SwiGLU(config)
 
     def forward(
