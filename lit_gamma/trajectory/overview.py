@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,22 +143,20 @@ def _mark_phases(
     """Puts a triangle on each curve that has a phase, and one under the loss."""
     if not any(table in tables for table, _ in QUANTITIES.values()):
         return
+    undrawn = [quantity for quantity in QUANTITIES if quantity not in drawn]
+    phases = phases_of_roles(
+        {n: t.drop(columns=undrawn, errors="ignore") for n, t in tables.items()}
+    )
     loss = drawn.get("training loss")
-    for row in phases_of_roles(tables).to_dict("records"):
-        ax, colour = drawn.get(row["quantity"]), colours.get(row["role"])
-        if ax is None:
-            continue
-        for step, value, marker, fill in (
-            (row["condensation_step"], row["extreme"], "^", colour),
-            (row["expansion_step"], row["extreme"], "v", "white"),
-        ):
-            if math.isnan(step):
-                continue
-            style: dict[str, Any] = {"color": colour, "mfc": fill, "ms": 5, "zorder": 3}
-            x = math.log10(1 + step)
-            ax.plot(x, value, marker, **style)
+    for kind, marker in (("condensation", "^"), ("expansion", "v")):
+        for quantity, of in phases[phases[f"{kind}_step"].notna()].groupby("quantity"):
+            x = np.log10(1 + of[f"{kind}_step"])
+            edges = of["role"].map(colours)
+            style: dict[str, Any] = {"marker": marker, "s": 24, "zorder": 3, "edgecolors": edges}
+            style["facecolors"] = edges if kind == "condensation" else "white"
+            drawn[str(quantity)].scatter(x, of["extreme"], **style)
             if loss is not None:
-                loss.plot(x, 0.05, marker, transform=loss.get_xaxis_transform(), **style)
+                loss.scatter(x, x * 0 + 0.05, transform=loss.get_xaxis_transform(), **style)
 
 
 def _number_steps(ax: Axes, last: int) -> None:
