@@ -99,6 +99,7 @@ class AnchorReasoning(TrajectoryCallback):
 
         figure = Figure(figsize=(5, 4.2), dpi=80)
         axes = figure.add_subplot()
+        figure.subplots_adjust(left=0.19, right=0.98)
         points = axes.scatter(x, y, c=keys, cmap="coolwarm", s=18)
         figure.colorbar(points, label="key")
         axes.set(

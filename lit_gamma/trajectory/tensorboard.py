@@ -26,7 +26,8 @@ _CHART_GROUPS = {
     "query and key": ("query", "key"),
     "value and output": ("value", "attention_gate", "attention_out"),
     "MLP": ("mlp_up", "mlp_gate", "mlp_down"),
-    "embedding and unembedding": ("embedding", "position", "lm_head"),
+    "embeddings": ("embedding", "position"),
+    "unembedding": ("lm_head",),
     "other": ("other",),
 }
 
