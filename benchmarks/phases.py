@@ -75,7 +75,7 @@ def shares(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=200, help="records of a kind")
+    parser.add_argument("--n", type=int, default=60, help="records of a kind")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.001, 0.01, 0.05])
     arguments = parser.parse_args()
     sizes = " | ".join(f"{size:.0%}" for size in SIZES)

@@ -1,4 +1,4 @@
-"""Phases of a run: when does each role condense, and when does it expand again?"""
+"""Phases of a run: when does each role or matrix condense, and when does it expand again?"""
 
 from __future__ import annotations
 
@@ -78,10 +78,11 @@ def find_phases(
     """Finds the condensation step and the onset of expansion in one curve.
 
     The curve y = ± ln(value) is averaged to :data:`PER_DECADE` points per decade of 1 + step and
-    smoothed by local quadratic regression over :data:`SPAN` points with tricube weights (Cleveland,
-    JASA 74, 1979, of the second degree). Two points of it differ significantly by more than δ, the
-    larger of ln(1 + min_change) and four standard errors: those of the local fits, from the RMS of
-    the residuals in the same span, each as if its point had been left out.
+    smoothed by local quadratic regression with tricube weights (Cleveland, JASA 74, 1979, of the
+    second degree) over that number of points of :data:`SPANS` whose residuals are least, each as if
+    its point had been left out. Two points of it differ significantly by more than δ, the larger of
+    ln(1 + min_change) and four standard errors: those of the local fits, with the noise as 1.48
+    times the median size of these residuals at the :data:`NEAR` nearest points.
 
     - Condensation: the maximum of the smoothed curve, if it lies more than δ above the start.
     - Expansion: the curve ends more than δ below that maximum; its onset is the last point after
@@ -90,6 +91,24 @@ def find_phases(
     Intervals are the 5 % and 95 % quantiles over wild-bootstrap curves (residuals with random
     signs on the smoothed curve, smoothed again) that show the phase, and hold at least the
     neighbouring points.
+
+    How often a phase is found in simulated curves that have it, by its size, and how often one that
+    is not there (none); 60 curves a cell, by ``python benchmarks/phases.py``. The expansion follows
+    a fall to 0.3. Curves of the default experiment are off by less than 0.01 from smooth ones, nine
+    in ten, once they have made their main move.
+
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+    found, in per cent                    condensation            expansion
+    ------------------------------------  ----------------------  ----------------------------
+    curve, relative noise of a value      none  10 %  20 %  40 %  none  10 %  20 %  40 %  80 %
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+    mean of a role, measured often, 0.01     0    82   100   100     0    32   100   100   100
+    mean of a role, measured often, 0.05     0    23    82    98     0     3    27    85   100
+    a matrix, measured seldom, 0.01          0    72   100   100     0    62    95   100   100
+    a matrix, measured seldom, 0.05          0     5    32    87     0     0    13    58    93
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+
+    A change by 5 %, which does not count, is taken for a phase in at most 5 %.
 
     Args:
         steps: Optimizer steps, ascending, shape (n,).
