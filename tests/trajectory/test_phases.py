@@ -83,6 +83,16 @@ def test_a_change_below_the_smallest_that_counts_is_none():
     assert math.isnan(find_phases([0, 1, 2], [1, 5, 1], 1).condensation_step)  # too few
 
 
+def test_a_steep_fall_that_is_measured_seldom_and_stays_does_not_expand():
+    tiers = Schedule(per_decade=4, dense_until=3)
+    x = np.log10(1 + np.array([s for s in range(1501) if tiers.due(s) or s % 120 == 0]))
+    for begin in np.linspace(1.5, 2.5, 30):
+        fall = -1.5 * np.clip((x - begin) / 0.1, 0, 1)
+        found = find_phases(10**x - 1, np.exp(fall), -1)
+        assert found.condensation_step > 0
+        assert math.isnan(found.expansion_step), begin
+
+
 def test_a_sparse_curve_that_comes_back_by_a_fifth_has_both_phases():
     """As one matrix of the default run: four measurements per decade, and every 120 steps."""
     tiers = Schedule(per_decade=4, dense_until=3)
