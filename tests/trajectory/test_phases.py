@@ -162,6 +162,10 @@ def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together()
         "condensed until step 300: mlp_down 0.3 (stable rank ÷ random)",
         "expanded again from step 720: blocks.1.down 0.27 → 0.43 (stable rank ÷ random)",
     ]
+    many = [row(f"r{i}", "", cos, (9, 8, 10), values=(1, 20 - i, 1)) for i in range(7)]
+    assert phases_in_words(pd.DataFrame(many, columns=names)) == [
+        "condensed until step 9: r0 20, r1 19, r2 18, r3 17, r4 16 and 2 more (cos² ÷ random)"
+    ]
     (still,) = phases_in_words(pd.DataFrame(rows[:1], columns=names))
     assert still.startswith("no phases: no curve moved")
     (few,) = phases_in_words(
