@@ -4,7 +4,7 @@
 
 A record is that of the default experiment: 1,500 steps, two matrices of a role, each measured at
 log-spaced steps and every 60 (condensation) or 120 steps (rank) in turn. On a logarithmic axis of
-steps the quantity falls from 1 within 0.3 to 0.6 decades, which begin at step 30 to 100, and rises
+steps the quantity falls from 1 within 0.1 to 0.6 decades, which begin at step 30 to 100, and rises
 again within 0.2 to 0.4 decades. Each measurement is off by a random factor, independently.
 """
 
@@ -38,7 +38,7 @@ def curve(
 ) -> npt.NDArray[np.float64]:
     """A curve that falls to 1 / (1 + fall) and rises from there by a factor of 1 + rise."""
     x = np.log10(1 + steps)
-    begin, length = np.log10(generator.uniform(30, 100)), generator.uniform(0.3, 0.6)
+    begin, length = np.log10(generator.uniform(30, 100)), generator.uniform(0.1, 0.6)
     again = begin + length + generator.uniform(0, 0.15)
     moved = -math.log1p(fall) * smooth((x - begin) / length)
     moved += math.log1p(rise) * smooth((x - again) / generator.uniform(0.2, 0.4))
@@ -75,8 +75,8 @@ def shares(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=200, help="records of a kind")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.001, 0.01, 0.05])
+    parser.add_argument("--n", type=int, default=60, help="records of a kind")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.01, 0.05])
     arguments = parser.parse_args()
     sizes = " | ".join(f"{size:.0%}" for size in SIZES)
     print(f"| curve | noise | condensation: none | {sizes} | expansion: none | {sizes} |")

@@ -52,6 +52,7 @@ class RunSummary(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._start_step = time.monotonic(), trainer.global_step
+        self.summary = {}
         if not trajectory_callbacks(trainer):
             self._alone = run_of(trainer, pl_module, [])
         self._session_end = None
@@ -67,8 +68,9 @@ class RunSummary(Callback):
             self._enter(trainer)
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, "finished")
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.summary:  # Later than on_train_end, in which callbacks end their records.
+            self._write(trainer, "finished")
 
     @override
     def on_exception(

@@ -1,4 +1,4 @@
-"""Phases of a run: when does each role condense, and when does it expand again?"""
+"""Phases of a run: when does each role or matrix condense, and when does it expand again?"""
 
 from __future__ import annotations
 
@@ -78,10 +78,12 @@ def find_phases(
     """Finds the condensation step and the onset of expansion in one curve.
 
     The curve y = ± ln(value) is averaged to :data:`PER_DECADE` points per decade of 1 + step and
-    smoothed by local quadratic regression over :data:`SPAN` points with tricube weights (Cleveland,
-    JASA 74, 1979, of the second degree). Two points of it differ significantly by more than δ, the
-    larger of ln(1 + min_change) and four standard errors: those of the local fits, from the RMS of
-    the residuals in the same span, each as if its point had been left out.
+    smoothed by local quadratic regression with tricube weights (Cleveland, JASA 74, 1979, of the
+    second degree) over that number of points of :data:`SPANS` whose residuals are least, each as if
+    its point had been left out. A smoothed value is kept within those of its point and the two next
+    to it. Two points of the curve differ significantly by more than δ, the larger of
+    ln(1 + min_change) and four standard errors: those of the local fits, with the noise as 1.48
+    times the median size of these residuals at the :data:`NEAR` nearest points.
 
     - Condensation: the maximum of the smoothed curve, if it lies more than δ above the start.
     - Expansion: the curve ends more than δ below that maximum; its onset is the last point after
@@ -90,6 +92,24 @@ def find_phases(
     Intervals are the 5 % and 95 % quantiles over wild-bootstrap curves (residuals with random
     signs on the smoothed curve, smoothed again) that show the phase, and hold at least the
     neighbouring points.
+
+    How often a phase is found in simulated curves that have it, by its size, and how often one that
+    is not there (none); 60 curves a cell, by ``python benchmarks/phases.py``. The expansion follows
+    a fall to 0.3. Curves of the default experiment are off by less than 0.01 from smooth ones, nine
+    in ten, once they have made their main move.
+
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+    found, in per cent                    condensation            expansion
+    ------------------------------------  ----------------------  ----------------------------
+    curve, relative noise of a value      none  10 %  20 %  40 %  none  10 %  20 %  40 %  80 %
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+    mean of a role, measured often, 0.01     0    82   100   100     0    32   100   100   100
+    mean of a role, measured often, 0.05     0    23    82    98     0     3    27    85   100
+    a matrix, measured seldom, 0.01          0    72   100   100     0    62    95   100   100
+    a matrix, measured seldom, 0.05          0     5    32    87     0     0    13    58    93
+    ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
+
+    A change by 5 %, which does not count, is taken for a phase in at most 5 %.
 
     Args:
         steps: Optimizer steps, ascending, shape (n,).
@@ -104,7 +124,7 @@ def find_phases(
     if len(x) < max(SPANS):
         return Phases()
     smoother, residuals = _smoothed(x, y)
-    curve = smoother @ y
+    curve = _between_neighbours(y[None], smoother)[0]
     noise = MAD_TO_STD * np.median(np.abs(residuals)[_nearest(x, NEAR)[0]], axis=1)
     errors = STANDARD_ERRORS * noise * np.linalg.norm(smoother, axis=1)
     peak, onset = _turns(curve[None], errors, min_change)[:, 0]
@@ -112,7 +132,8 @@ def find_phases(
     if peak < 0:
         return Phases(start=start, end=end)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (_RESAMPLES, len(x)))
-    peaks, onsets = _turns((curve + signs * residuals) @ smoother.T, errors, min_change)
+    again = _between_neighbours(curve + signs * residuals, smoother)
+    peaks, onsets = _turns(again, errors, min_change)
     points = np.rint(10**x - 1)
     low, high = _interval(points, peak, peaks)
     condensed = points[peak], low, inf if peak == len(points) - 1 else high
@@ -210,6 +231,14 @@ def _smoothed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
         smoother = _smoother(x, span)
         fits.append((smoother, (y - smoother @ y) / np.maximum(1 - np.diag(smoother), 0.1)))
     return min(fits, key=lambda fit: float(np.linalg.norm(fit[1])))
+
+
+def _between_neighbours(values: Floats, smoother: Floats) -> Floats:
+    """Smooths values (m, n); a parabola would overshoot the corner at the foot of a steep fall."""
+    padded = np.pad(values, ((0, 0), (1, 1)), mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=1)
+    smoothed: Floats = np.clip(values @ smoother.T, around.min(axis=2), around.max(axis=2))
+    return smoothed
 
 
 def _smoother(x: Floats, span: int) -> Floats:

@@ -18,6 +18,9 @@ NAMES = {
 _MOST = 3
 """Sentences of a kind; what is beyond is named in one more."""
 
+_NAMED = 5
+"""Names in a sentence; what is beyond is counted."""
+
 
 class _Move(NamedTuple):
     """One phase of one curve."""
@@ -57,13 +60,13 @@ def phases_in_words(phases: pd.DataFrame) -> list[str]:
     condensed = _together(_moves(phases, "condensation", "start", "extreme"))
     expanded = _together(_moves(phases, "expansion", "extreme", "end"))
     said = [
-        f"{_until(of[0])}: {', '.join(f'{m.name} {m.after:.2g}' for m in of)} {_measure(of[0])}"
+        f"{_until(of[0])}: {_listed([f'{m.name} {m.after:.2g}' for m in of])} {_measure(of[0])}"
         for of in condensed[:_MOST]
     ]
     said += _rest("condensed less", condensed)
     said += [
         f"expanded again from step {of[0].step:.0f}: "
-        f"{', '.join(f'{m.name} {m.before:.2g} → {m.after:.2g}' for m in of)} {_measure(of[0])}"
+        f"{_listed([f'{m.name} {m.before:.2g} → {m.after:.2g}' for m in of])} {_measure(of[0])}"
         for of in expanded[:_MOST]
     ]
     said += _rest("expanded again less", expanded)
@@ -106,4 +109,9 @@ def _measure(move: _Move) -> str:
 
 def _rest(verb: str, groups: list[list[_Move]]) -> list[str]:
     names = [move.name for of in groups[_MOST:] for move in of]
-    return [f"{verb}: {', '.join(names)}"] if names else []
+    return [f"{verb}: {_listed(names)}"] if names else []
+
+
+def _listed(parts: list[str]) -> str:
+    more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+    return ", ".join(parts[:_NAMED]) + more

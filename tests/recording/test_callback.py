@@ -238,13 +238,18 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
         "step": int(query.idxmax()),
         "mean_squared_cosine_over_null": pytest.approx(query.max()),
     }
-    phases = trajectory.phases(tmp_path / "version_0").set_index(["role", "quantity"])
-    for (role, quantity), row in phases.iterrows():
+    found = trajectory.phases(tmp_path / "version_0").set_index(["role", "matrix", "quantity"])
+    for (role, matrix, quantity), row in found.iterrows():
         expected = [step if np.isfinite(step) else None for step in row]
-        assert list(summary["phases"][role][quantity].values()) == expected
+        of_role = summary["phases"][role]
+        of = of_role["matrices"][matrix] if matrix else of_role
+        assert list(of[quantity].values()) == expected
+    phases = found.xs("", level="matrix")
     events = EventAccumulator(trainer.log_dir).Reload()
     (shown,) = events.Tensors("phases/text_summary")
-    head, _, *lines = shown.tensor_proto.string_val[0].decode().splitlines()
+    words, head = shown.tensor_proto.string_val[0].decode().split("\n\n")
+    assert words.splitlines() == [f"- {sentence}" for sentence in summary["in_words"]]
+    head, _, *lines = head.splitlines()
     assert head == "| role | quantity | condensation | expansion |"
     assert len(lines) == len(phases)
     step = phases["condensation_step"]["lm_head", "effective_rank_over_null"]
@@ -259,6 +264,7 @@ def test_the_summary_names_the_extremes_of_each_role(tmp_path):
     }
     logged = trainer.callback_metrics["val/seen/loss"].item()
     assert summary["metrics"]["val/seen/loss"] == pytest.approx(logged)
+    assert summary["measured_at"] == 20
 
 
 @pytest.mark.parametrize("all_tags", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from math import inf, nan
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,8 @@ import pytest
 
 from lit_gamma import InputError
 from lit_gamma.callbacks import Schedule
-from lit_gamma.trajectory.phase_finding import find_phases, phases_of_roles
+from lit_gamma.trajectory.phase_finding import Phases, find_phases, phases_of, phases_of_roles
+from lit_gamma.trajectory.phase_words import phases_in_words
 
 LOG_SPACED = [s for s in range(3001) if Schedule(per_decade=20, dense_until=10).due(s)]
 EVERY = list(range(3001))
@@ -80,27 +83,92 @@ def test_a_change_below_the_smallest_that_counts_is_none():
     assert math.isnan(find_phases([0, 1, 2], [1, 5, 1], 1).condensation_step)  # too few
 
 
-def test_roles_are_means_of_their_matrices_which_take_turns():
+def test_a_steep_fall_that_is_measured_seldom_and_stays_does_not_expand():
+    tiers = Schedule(per_decade=4, dense_until=3)
+    x = np.log10(1 + np.array([s for s in range(1501) if tiers.due(s) or s % 120 == 0]))
+    for begin in np.linspace(1.5, 2.5, 30):
+        fall = -1.5 * np.clip((x - begin) / 0.1, 0, 1)
+        found = find_phases(10**x - 1, np.exp(fall), -1)
+        assert found.condensation_step > 0
+        assert math.isnan(found.expansion_step), begin
+
+
+def test_a_sparse_curve_that_comes_back_by_a_fifth_has_both_phases():
+    """As one matrix of the default run: four measurements per decade, and every 120 steps."""
+    tiers = Schedule(per_decade=4, dense_until=3)
+    steps = np.array([s for s in range(1501) if tiers.due(s) or s % 120 == 0])
+    x = np.log10(1 + steps)
+    down, up = ((np.tanh(6 * (x - np.log10(at))) + 1) / 2 for at in (80, 600))
+    found = find_phases(steps, np.exp(-1.2 * down + math.log(1.2) * up), -1)
+    assert found.extreme == pytest.approx(math.exp(-1.2), rel=0.05)
+    assert found.end == pytest.approx(1.2 * math.exp(-1.2), rel=0.02)
+    assert 178 <= found.condensation_step <= 480
+    assert 360 <= found.expansion_step <= 600
+
+
+def records_of(heights):
+    """Tables of matrices that take turns: role to the height of each matrix's bump."""
     rows = []
+    matrices = [(role, h) for role, of_role in heights.items() for h in of_role]
     for i, step in enumerate(LOG_SPACED):
-        for j, (matrix, role, height) in enumerate(
-            [("a", "query", 1.5), ("b", "query", 1.5), ("c", "value", 0.0)]
-        ):
+        for j, (role, height) in enumerate(matrices):
             if step < 10 or i % 2 == j % 2:
                 value = np.exp(bump([step], height)[0])
-                rows.append((step, matrix, role, value, 1 / value))
+                rows.append((step, f"{role}.{j}", role, value, 1 / value))
     columns = ["step", "matrix", "role", "mean_squared_cosine_over_null"]
     condensation = pd.DataFrame([row[:4] for row in rows], columns=columns)
     rank = pd.DataFrame([(*row[:3], row[4]) for row in rows],
-                        columns=[*columns[:3], "effective_rank_over_null"])  # fmt: skip
-    table = phases_of_roles({"condensation": condensation, "effective_rank": rank, "x": rank})
-    assert len(table) == 4
-    for row in table.itertuples():
+                        columns=[*columns[:3], "stable_rank_over_null"])  # fmt: skip
+    return {"condensation": condensation, "effective_rank": rank, "x": rank}
+
+
+def test_roles_are_means_of_their_matrices_which_take_turns():
+    tables = records_of({"query": [1.5, 1.5], "value": [0.0]})
+    phases = phases_of(tables)
+    of_roles, of_matrices = phases[:4], phases[4:]
+    pd.testing.assert_frame_equal(of_roles, phases_of_roles(tables))
+    assert set(of_roles["matrix"]) == {""}
+    assert list(of_matrices["matrix"]) == ["query.0", "query.1"] * 2  # "value" has but one
+    for row in phases.itertuples():
         assert math.isnan(row.condensation_step) == (row.role == "value")
         if row.role == "query":
             assert row.condensation_low <= 120 <= row.condensation_high
             assert row.expansion_step > row.condensation_step
     with pytest.raises(InputError, match="condensation or effective_rank; the run has none"):
-        phases_of_roles({"token_loss": rank})
+        phases_of({"token_loss": tables["x"]})
     with pytest.raises(InputError, match=r"min_change must be positive.*got 0"):
-        phases_of_roles({"condensation": condensation}, 0)
+        phases_of(tables, 0)
+
+
+def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together():
+    def row(role, matrix, quantity, condensed, expanded=(nan, nan, nan), values=(1, nan, nan)):
+        start, extreme, end = values
+        return [role, matrix, f"{quantity}_over_null", start, *condensed, extreme, *expanded, end]
+
+    names = ["role", "matrix", "quantity", *(field.name for field in fields(Phases))]
+    cos, rank, none = "mean_squared_cosine", "stable_rank", (nan, nan, nan)
+    rows = [
+        row("value", "", cos, none),
+        row("query", "", cos, (610, 500, 700), values=(1, 5.21, 5.2)),
+        row("query", "", rank, (400, 300, 500), values=(1, 0.5, 0.5)),  # It moved less.
+        row("key", "", cos, (560, 450, 640), values=(1, 7.04, 7)),
+        row("lm_head", "", cos, (1500, 1300, inf), values=(1, 23.1, 23.1)),
+        row("mlp_down", "", rank, (300, 250, 350), values=(1, 0.3, 0.3)),
+        row("mlp_down", "blocks.1.down", rank, (300, 250, 350), (720, 600, 800), (1, 0.27, 0.43)),
+    ]
+    assert phases_in_words(pd.DataFrame(rows, columns=names)) == [
+        "still condensing: lm_head 23 (cos² ÷ random)",
+        "condensed until step 560: key 7, query 5.2 (cos² ÷ random)",
+        "condensed until step 300: mlp_down 0.3 (stable rank ÷ random)",
+        "expanded again from step 720: blocks.1.down 0.27 → 0.43 (stable rank ÷ random)",
+    ]
+    many = [row(f"r{i}", "", cos, (9, 8, 10), values=(1, 20 - i, 1)) for i in range(7)]
+    assert phases_in_words(pd.DataFrame(many, columns=names)) == [
+        "condensed until step 9: r0 20, r1 19, r2 18, r3 17, r4 16 and 2 more (cos² ÷ random)"
+    ]
+    (still,) = phases_in_words(pd.DataFrame(rows[:1], columns=names))
+    assert still.startswith("no phases: no curve moved")
+    (few,) = phases_in_words(
+        phases_of({"condensation": records_of({"a": [1]})["condensation"][:5]})
+    )
+    assert few == "no phases: too few steps were measured"
