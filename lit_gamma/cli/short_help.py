@@ -30,7 +30,7 @@ MODEL = (
         "model.transformer.gate",
         "KIND",
         "elementwise",
-        "gated attention: elementwise, headwise or none",
+        "gate: elementwise, headwise or none",
     ),
     Option("model.optimizer.lr", "X", 0.001, "AdamW's peak learning rate"),
     Option("model.optimizer.weight_decay", "X", 0.1, "weight decay on matrices"),
