@@ -61,9 +61,27 @@ def test_the_package_s_callbacks_that_record_nothing_are_known():
     assert silent == set(RECORDS_NOTHING)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--print_config"], ["--model.gamma=x"]])
-def test_nothing_is_told_where_no_training_follows(workspace, arguments):
-    assert first_line([ANCHOR, *arguments]) is None
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--help",
+        "--print_config",
+        "--model=3",
+        "--model.gamma=x",
+        "--model.gamma=${model.gamma}",
+        "--seed_everything=${no.such}",
+        "--data=7",
+        "--data=[1",
+        "--trainer.callbacks=3",
+    ],
+)
+def test_nothing_is_told_where_no_training_follows(workspace, argument):
+    assert first_line([ANCHOR, argument]) is None
+
+
+def test_a_process_beside_the_first_is_silent(workspace, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert first_line([ANCHOR]) is None
 
 
 def test_it_needs_neither_torch_nor_lightning(workspace):
