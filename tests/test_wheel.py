@@ -132,7 +132,8 @@ def test_a_workspace_of_the_installed_package_runs_at_once(installed, tmp_path):
     steps = "--trainer.max_steps=3", "--trainer.accelerator=cpu", "--trainer.callbacks+=Kurtosis"
     said = lit_gamma("fit", "--config=configs/anchor.yaml", *steps, cwd=tmp_path / "mine")
     assert "finished: gamma 0.8, seed 1, 3 steps" in said
-    tables = trajectory.load(tmp_path / "mine" / "runs" / "anchor" / "version_0")
+    (recorded,) = (tmp_path / "mine" / "runs" / "anchor").iterdir()
+    tables = trajectory.load(recorded)
     assert {"anchor_reasoning", "kurtosis"} <= set(tables)
     start = tables["kurtosis"].query("step == 0 and role == 'mlp_up'")["kurtosis"]
     assert start.mean() == pytest.approx(3, abs=0.05)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lit_gamma.cli.config_files import layers
+from lit_gamma.errors import InputError
 
 RECORDS_NOTHING = ("Checkpoints", "GammaInit", "Progress", "RunSummary")
 """The package's callbacks that make no table."""
@@ -34,11 +34,12 @@ def first_line(arguments: list[str]) -> str | None:
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if any(rank != "0" for rank in ranks) or re.search(r"help\b|print_config", " ".join(arguments)):
         return None
-    merged = _merged(arguments)
     try:
-        config = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        config = OmegaConf.to_container(OmegaConf.create(_merged(arguments)), resolve=True)
         return "; ".join(_said(config))
-    except (OmegaConfBaseException, yaml.YAMLError, LookupError, TypeError, ValueError):
+    except InputError:
+        raise
+    except Exception:  # Whatever it is, the parser says it better.
         return None
 
 

@@ -30,7 +30,7 @@ MODEL = (
         "model.transformer.gate",
         "KIND",
         "elementwise",
-        "gated attention: elementwise, headwise or none",
+        "gate: elementwise, headwise or none",
     ),
     Option("model.optimizer.lr", "X", 0.001, "AdamW's peak learning rate"),
     Option("model.optimizer.weight_decay", "X", 0.1, "weight decay on matrices"),
@@ -49,7 +49,7 @@ TRAINER = (
     Option("trainer.accelerator", "NAME", "auto", "cpu, gpu, mps, ..."),
     Option("trainer.devices", "N", "auto", "how many of them"),
     Option("trainer.precision", "KIND", None, "32-true, bf16-mixed or bf16-true"),
-    Option("trainer.logger.version", "NAME", None, "the run's folder, in place of version_N"),
+    Option("trainer.logger.version", "NAME", None, "the run's folder, in place of gamma0.8-seed1"),
 )
 GROUPS = {"experiment": EXPERIMENT, "model": MODEL, "data": DATA, "training": TRAINER}
 

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from lit_gamma.data.hub import check_reachable
 from lit_gamma.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 Piece = tuple[str, bool]
 """Text, and whether its document ends with it."""
@@ -79,7 +80,7 @@ class LocalDocuments:
             )
         files = [glob.escape(file) for file in self.files]
         with readable(f"data.data_files: {files}"):
-            rows = datasets.load_dataset(*builders, data_files=files, split="train", streaming=True)
+            rows = _loaded(*builders, data_files=files, split="train", streaming=True)
             if builders == {"text"}:
                 return _parsed(rows, self.field, ", ".join(files))
             return _only(rows, self.field, ", ".join(files))
@@ -88,9 +89,7 @@ class LocalDocuments:
         kind = "json" if builder == "text" else builder
         empty = True
         with readable(f"data.data_files: {file} cannot be read as {kind}"):
-            rows = datasets.load_dataset(
-                builder, data_files=glob.escape(file), split="train", streaming=True
-            )
+            rows = _loaded(builder, data_files=glob.escape(file), split="train", streaming=True)
             lines = builder == "text"
             rows = rows if lines else _only(rows, self.field, file)
             text_of = _field if lines else checked
@@ -140,7 +139,7 @@ class HubDocuments:
         if not Path(self.name).is_dir():
             check_reachable(f"dataset {self.name}", "give data_files")
         with readable(f"data: dataset {self.name}"):
-            rows = datasets.load_dataset(
+            rows = _loaded(
                 self.name,
                 self.config,
                 split=self.split,
@@ -150,14 +149,23 @@ class HubDocuments:
             return _only(rows, self.field, f"dataset {self.name}")
 
 
+def _loaded(*names: Any, **options: Any) -> Any:
+    """``datasets.load_dataset``, imported where rows are read: it takes most of a second."""
+    from datasets import load_dataset
+
+    return load_dataset(*names, **options)
+
+
 @contextmanager
 def readable(what: str) -> Iterator[None]:
     """Turns what ``datasets`` raises over unreadable input into one line."""
+    from datasets.exceptions import DatasetsError
+
     try:
         yield
     except InputError:
         raise
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except (DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise cause from error  # What is full is a cache, not the input.

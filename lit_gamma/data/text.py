@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,6 +72,8 @@ class Text(ResumableDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
+        import datasets
+
         super().__init__()
         if bool(data_files) == bool(sources):
             fault = "are given beside data.sources" if sources else "names no file"

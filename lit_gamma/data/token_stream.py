@@ -7,13 +7,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -23,6 +21,9 @@ from lit_gamma.data.sampler import shares
 from lit_gamma.data.source import Documents
 from lit_gamma.data.tokenizers import Tokenizer
 from lit_gamma.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 WINDOW = 1024
 """Blocks that are read ahead and shuffled together."""
@@ -60,6 +61,8 @@ class DocumentStream:
         seed: int,
         ranks: tuple[int, int],
     ) -> None:
+        from datasets.distributed import split_dataset_by_node
+
         self.field = documents.field
         self.tokenizer = tokenizer
         self.val_fraction = val_fraction

@@ -22,7 +22,7 @@ def test_the_default_experiment_is_told(workspace):
     assert first_line(["--config", "configs/anchor.yaml", "--model.gamma", "0.5"]) == (
         "anchor: 2 layers, d_model 128; γ 0.5 (std 0.0884 at d_in 128); AnchorComposition; "
         "1500 steps; recording condensation, effective rank, weight norms, token loss, "
-        "token loss profile, overhead, anchor reasoning"
+        "token loss profile, overhead, overview, anchor reasoning"
     )
 
 
@@ -61,9 +61,27 @@ def test_the_package_s_callbacks_that_record_nothing_are_known():
     assert silent == set(RECORDS_NOTHING)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--print_config"], ["--model.gamma=x"]])
-def test_nothing_is_told_where_no_training_follows(workspace, arguments):
-    assert first_line([ANCHOR, *arguments]) is None
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--help",
+        "--print_config",
+        "--model=3",
+        "--model.gamma=x",
+        "--model.gamma=${model.gamma}",
+        "--seed_everything=${no.such}",
+        "--data=7",
+        "--data=[1",
+        "--trainer.callbacks=3",
+    ],
+)
+def test_nothing_is_told_where_no_training_follows(workspace, argument):
+    assert first_line([ANCHOR, argument]) is None
+
+
+def test_a_process_beside_the_first_is_silent(workspace, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert first_line([ANCHOR]) is None
 
 
 def test_it_needs_neither_torch_nor_lightning(workspace):

@@ -312,7 +312,7 @@ def test_what_the_hub_has_given_once_needs_no_hub(monkeypatch, dataset):
     data = Text(sources={"set": Source(dataset=dataset, config="small")}, context_length=8)
     data.prepare_data()
     monkeypatch.setattr(
-        "lit_gamma.data.documents.datasets.load_dataset",
+        "datasets.load_dataset",
         lambda *args, **kwargs: pytest.fail("was asked again"),
     )
     Text(sources={"set": Source(dataset=dataset, config="small")}, context_length=8).prepare_data()
