@@ -33,12 +33,19 @@ class RunSummary(Callback):
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay; the metrics
     are ``hp/<metric>`` there.
 
+    Beside it lies ``report.html``, what ``python -m lit_gamma report`` makes of the run; where it
+    cannot be written, a warning says why.
+
+    Args:
+        report: Whether to write it.
+
     Attributes:
         summary: What it says; empty until then.
         folder: The run's directory; None until then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: bool = True) -> None:
+        self.report = report
         self.summary: dict[str, Any] = {}
         self.folder: Path | None = None
         self._earlier_seconds = 0.0
@@ -108,6 +115,8 @@ class RunSummary(Callback):
         self.folder = run.folder
         write_summary(run, self.summary)
         self._compare(trainer, self.summary)
+        if self.report:
+            _show(run)
 
     @staticmethod
     def _compare(trainer: Trainer, summary: dict[str, Any]) -> None:
@@ -124,3 +133,12 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(jsonable(compared), shown)
+
+
+def _show(run: Run) -> None:
+    """Writes the run's page, which must not end training."""
+    from lit_gamma.comparison.report import write_report
+
+    path = run.folder / "report.html"
+    with run.optional(str(path)):
+        write_report([run.folder], path)

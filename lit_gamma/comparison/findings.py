@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.comparison.bootstrap import Curves, interval
-from lit_gamma.comparison.runs import Comparison
 
 _SHOWN = ("context_constrained", "trivial")
 _FEW_BLOCKS = 8

@@ -1,0 +1,129 @@
+"""What happened, in two sentences a group: when it condensed and expanded, and what it learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lit_gamma.comparison.findings import number, readable
+from lit_gamma.comparison.numbers import Numbers
+from lit_gamma.comparison.runs import Run, Runs
+from lit_gamma.comparison.scalar_curves import LOSS
+from lit_gamma.trajectory.phase_words import phases_in_words
+
+_SHARE = 0.5
+"""What counts as learnt here: half of the way."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a group of runs has come to.
+
+    Attributes:
+        group: Its label.
+        weights: What condensed and what expanded, and when; empty without a record of it.
+        learnt: What was learnt, and what it cost.
+    """
+
+    group: str
+    weights: str
+    learnt: str
+
+
+def headlines(side_by_side: Runs, numbers: Numbers) -> list[Headline]:
+    """Says what each group has come to.
+
+    Args:
+        side_by_side: The runs.
+        numbers: What was computed of them.
+    """
+    found = []
+    for group, of in side_by_side.groups.items():
+        runs = [side_by_side.runs[i] for i in of]
+        said = [*_learnt_first(numbers.learnt, group), *_answers(runs, numbers.curves, group)]
+        learnt = "; ".join([*said, *_cost(runs)])
+        found.append(
+            Headline(group, _sentence(_phases(numbers.phases, group, len(of))), _sentence(learnt))
+        )
+    return found
+
+
+def _phases(phases: pd.DataFrame, group: str, n_runs: int) -> str:
+    """What condensed first and what expanded first; over several seeds the medians."""
+    of_group = phases[phases["group"] == group] if len(phases) else phases
+    if not len(of_group):
+        return ""
+    by = ["role", "matrix", "quantity"]
+    numeric = of_group.drop(columns=["run", "group"])
+    said = phases_in_words(numeric.groupby(by, sort=False).median().reset_index())
+    expanded = [words for words in said if words.startswith("expanded again from")]
+    shown = "; ".join([said[0], *expanded[:1]] if said[0] not in expanded else expanded[:1])
+    return shown if n_runs == 1 else f"{shown} (medians over {n_runs} runs)"
+
+
+def _learnt_first(learnt: pd.DataFrame, group: str) -> Iterator[str]:
+    """The order in which the classes, or the validation sets, were learnt."""
+    if not len(learnt):
+        return
+    of_group = learnt[(learnt["group"] == group) & (learnt["share"] == _SHARE)]
+    for part, other in (("class", "set"), ("set", "class")):
+        rows = of_group[(of_group[part] != "") & (of_group[other] == "")].sort_values("step")
+        steps = [
+            f"{readable(row[part])} ({f'step {row.step:.0f}' if math.isfinite(row.step) else '–'})"
+            for _, row in rows.iterrows()
+            if not math.isnan(row["step"])
+        ]
+        if len(steps) > 1:
+            yield f"learnt first: {', then '.join(steps)}"
+            return
+
+
+def _answers(runs: list[Run], curves: pd.DataFrame, group: str) -> Iterator[str]:
+    """What the task's own callbacks say: in their words of one run, else the last values."""
+    said = runs[0].summary.get("findings") or {}
+    if len(runs) == 1 and said:
+        yield from said.values()
+        return
+    of_group = curves[curves["group"] == group] if len(curves) else curves
+    for table, rows in of_group.groupby("table", sort=False) if len(of_group) else ():
+        last = rows.groupby("quantity", sort=False).last()
+        if table == LOSS or len(last) > 4:
+            continue
+        values = [f"{readable(str(name))} {_spread(row)}" for name, row in last.iterrows()]
+        step = last["step"].max()
+        yield f"{readable(str(table))} at step {step:,.0f}: {', '.join(values)}"
+
+
+def _spread(row: pd.Series) -> str:
+    ends = (row["lowest"], row["highest"])
+    spread = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends[0] != ends[1] else ""
+    return f"{number(row['value'], 2)}{spread}"
+
+
+def _cost(runs: list[Run]) -> Iterator[str]:
+    ended = [run.summary for run in runs if run.summary]
+    if len(ended) < len(runs):
+        yield "no summary yet: still training, or killed"
+    odd = [summary["status"] for summary in ended if summary["status"] != "finished"]
+    yield from dict.fromkeys(odd)
+    if not ended:
+        return
+    shares = [
+        sum(cost["share_of_step"] or 0.0 for cost in summary["overhead"].values())
+        for summary in ended
+    ]
+    steps, seconds = (float(np.mean([summary[k] for summary in ended])) for k in _LENGTH)
+    each = "" if len(ended) == 1 else f"{len(ended)} runs of "
+    yield f"{each}{steps:,.0f} steps in {seconds:,.0f} s"
+    yield f"recording took {np.mean(shares):.1%} on top"
+
+
+_LENGTH = ("steps", "seconds")
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}." if words else ""
