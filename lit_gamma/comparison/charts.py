@@ -61,6 +61,12 @@ _LOSS_SEEN = (
     "initialization's."
 )
 
+_PROBE_SEEN = (
+    "The mean loss on the validation tokens that the probe follows, nats per token, with 95 % "
+    "intervals. A uniform guess reads ln(vocabulary); the classes say what a token needs to be "
+    "predicted."
+)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -109,6 +115,28 @@ def task_charts(side_by_side: Runs, curves: pd.DataFrame) -> Iterator[Chart]:
         for quantity, of in of_table.groupby("quantity", sort=False):
             title = f"{readable(str(table))}: {readable(str(quantity))}"
             yield Chart(title, _by_group(side_by_side, of), seen.get(str(quantity), ""))
+
+
+def probe_charts(side_by_side: Runs, differences: pd.DataFrame) -> Iterator[Chart]:
+    """The loss of the probe: of a single group its classes, else the groups' over all tokens.
+
+    Args:
+        side_by_side: The runs.
+        differences: See :func:`lit_gamma.comparison.bootstrap.loss_differences`; may be empty.
+    """
+    if not len(differences):
+        return
+    names = {"loss": "value", "loss_low": "lowest", "loss_high": "highest"}
+    of_best = differences[(differences["set"] == "") & (differences["classes"] == "best")]
+    drawn = of_best.rename(columns=names)
+    whole, classes = drawn[drawn["class"] == ""], drawn[drawn["class"] != ""]
+    if len(side_by_side.groups) > 1 or not len(classes):
+        yield Chart("probe loss", _by_group(side_by_side, whole, zero=True), _PROBE_SEEN)
+        return
+    lines = [_line(i, of) for i, (_, of) in enumerate(classes.groupby("class", sort=False))]
+    keys = tuple(enumerate(readable(name) for name in dict.fromkeys(classes["class"])))
+    svg = panel(lines, limits=span(classes[["lowest", "highest"]], from_zero=True))
+    yield Chart("probe loss", svg, _PROBE_SEEN, keys, "by class of token")
 
 
 def weight_charts(side_by_side: Runs, weights: pd.DataFrame) -> Iterator[Chart]:

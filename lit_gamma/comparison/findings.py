@@ -11,7 +11,8 @@ from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.comparison.bootstrap import Curves, interval
 
 _SHOWN = ("context_constrained", "trivial")
-_FEW_BLOCKS = 8
+FEW_BLOCKS = 8
+"""With fewer blocks an interval is too narrow to be trusted."""
 
 Parts = dict[tuple[str, str], Curves]
 
@@ -79,7 +80,7 @@ def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair
         sentences.append(f"By validation set: {', '.join(sets)}.")
     if len(shown) == 2:
         sentences.append(_gap(shown[0][1], shown[1][1], i))
-    few = [(name, c.n_blocks) for name, c in shown if c.n_blocks < _FEW_BLOCKS]
+    few = [(name, c.n_blocks) for name, c in shown if c.n_blocks < FEW_BLOCKS]
     sentences += [
         f"{n} {'blocks hold' if n > 1 else 'block holds'} {readable(name)} tokens: too few to "
         "trust that interval."

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lit_gamma.comparison.findings import number, readable
+from lit_gamma.comparison.findings import FEW_BLOCKS, number, readable, step_number
 from lit_gamma.comparison.numbers import Numbers
 from lit_gamma.comparison.runs import Run, Runs
 from lit_gamma.comparison.scalar_curves import LOSS
 from lit_gamma.trajectory.phase_words import phases_in_words
 
-_SHARE = 0.5
-"""What counts as learnt here: half of the way."""
+_SHARE = 0.9
+"""What counts as learnt here: that share of the way."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def headlines(side_by_side: Runs, numbers: Numbers) -> list[Headline]:
     found = []
     for group, of in side_by_side.groups.items():
         runs = [side_by_side.runs[i] for i in of]
-        said = [*_learnt_first(numbers.learnt, group), *_answers(runs, numbers.curves, group)]
+        said = [*_learnt_first(numbers, group), *_answers(runs, numbers.curves, group)]
         learnt = "; ".join([*said, *_cost(runs)])
         found.append(
             Headline(group, _sentence(_phases(numbers.phases, group, len(of))), _sentence(learnt))
@@ -65,17 +65,22 @@ def _phases(phases: pd.DataFrame, group: str, n_runs: int) -> str:
     return shown if n_runs == 1 else f"{shown} (medians over {n_runs} runs)"
 
 
-def _learnt_first(learnt: pd.DataFrame, group: str) -> Iterator[str]:
-    """The order in which the classes, or the validation sets, were learnt."""
-    if not len(learnt):
+def _learnt_first(numbers: Numbers, group: str) -> Iterator[str]:
+    """The order in which the classes, or the validation sets, were learnt.
+
+    Left out are what nobody predicts, and parts in too few blocks to be sure of.
+    """
+    if not len(numbers.learnt):
         return
-    of_group = learnt[(learnt["group"] == group) & (learnt["share"] == _SHARE)]
-    for part, other in (("class", "set"), ("set", "class")):
-        rows = of_group[(of_group[part] != "") & (of_group[other] == "")].sort_values("step")
+    table = numbers.learnt
+    of_group = table[(table["group"] == group) & (table["share"] == _SHARE)].sort_values("step")
+    for column in ("class", "set"):
         steps = [
-            f"{readable(row[part])} ({f'step {row.step:.0f}' if math.isfinite(row.step) else '–'})"
-            for _, row in rows.iterrows()
-            if not math.isnan(row["step"])
+            f"{readable(row[column])} at step {step_number(row['step'])}"
+            for row in of_group.to_dict("records")
+            if row[column] == row["set"] + row["class"] not in ("", "unpredictable")
+            and numbers.parts[row["set"], row["class"]].n_blocks >= FEW_BLOCKS
+            and not math.isnan(row["step"])
         ]
         if len(steps) > 1:
             yield f"learnt first: {', then '.join(steps)}"

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lit_gamma.comparison import findings
 from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.comparison.bootstrap import RESAMPLES, SHARES
-from lit_gamma.comparison.charts import NAMES, role_charts, task_charts, weight_charts
+from lit_gamma.comparison.charts import NAMES, probe_charts, role_charts, task_charts, weight_charts
 from lit_gamma.comparison.findings import number, readable, step_number
 from lit_gamma.comparison.headline import headlines
 from lit_gamma.comparison.numbers import Numbers
@@ -41,6 +41,7 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
     environment.filters |= {"number": number, "steps": step_number, "readable": readable}
     charts = [
         *task_charts(side_by_side, numbers.curves),
+        *probe_charts(side_by_side, numbers.differences),
         *weight_charts(side_by_side, numbers.weights),
     ]
     return environment.get_template("report.html.j2").render(
