@@ -78,6 +78,7 @@ class Chart:
         seen: What it shows, and its null.
         keys: Number and name of each line, where these are not the groups.
         note: What the lines are means over.
+        first: Whether it belongs on the first screen.
     """
 
     title: str
@@ -85,36 +86,46 @@ class Chart:
     seen: str
     keys: tuple[tuple[int, str], ...] = ()
     note: str = ""
+    first: bool = True
 
 
 def task_charts(side_by_side: Runs, curves: pd.DataFrame) -> Iterator[Chart]:
-    """The training loss, and what other tables with a row per step hold.
+    """The training loss, and what other tables hold that are not of the weights' geometry.
 
     Args:
         side_by_side: The runs.
-        curves: See :func:`lit_gamma.comparison.scalar_curves.scalar_curves`.
+        curves: See :func:`lit_gamma.comparison.scalar_curves.scalar_curves`; may be empty.
 
     Yields:
-        One chart a table for a single group, else one a quantity.
+        One chart a table for a single group, else one a quantity; means over items come last.
     """
     if not len(curves):
         return
-    for table, of_table in curves.groupby("table", sort=False):
-        quantities = list(dict.fromkeys(of_table["quantity"]))
+    by_table = curves.sort_values("n_items", kind="stable").groupby("table", sort=False)
+    for table, of_table in by_table:
         if table == LOSS:
             yield Chart("training loss", _by_group(side_by_side, of_table, zero=True), _LOSS_SEEN)
-            continue
-        seen = _meanings(side_by_side, str(table))
-        if len(side_by_side.groups) == 1 and 1 < len(quantities) <= MOST_LINES:
-            lines = [
-                _line(i, of) for i, (_, of) in enumerate(of_table.groupby("quantity", sort=False))
-            ]
-            keys = tuple((i, readable(name)) for i, name in enumerate(quantities))
-            yield Chart(readable(str(table)), panel(lines), " ".join(seen.values()), keys)
-            continue
-        for quantity, of in of_table.groupby("quantity", sort=False):
-            title = f"{readable(str(table))}: {readable(str(quantity))}"
-            yield Chart(title, _by_group(side_by_side, of), seen.get(str(quantity), ""))
+        else:
+            yield from _of_table(side_by_side, str(table), of_table)
+
+
+def _of_table(side_by_side: Runs, table: str, curves: pd.DataFrame) -> Iterator[Chart]:
+    quantities = [str(name) for name in dict.fromkeys(curves["quantity"])]
+    n_items = curves["n_items"].max()
+    note = f"mean of {n_items}" if n_items > 1 else ""
+    said = next(run.meanings(table) for run in side_by_side.runs if table in run.tables)
+    seen = {c: f"{readable(c)}: {said[c]}." if said[c] else "" for c in quantities}
+    by_quantity = curves.groupby("quantity", sort=False)
+    if len(side_by_side.groups) == 1 and 1 < len(quantities) <= MOST_LINES and n_items == 1:
+        lines = [_line(i, of) for i, (_, of) in enumerate(by_quantity)]
+        keys = tuple((i, readable(name)) for i, name in enumerate(quantities))
+        yield Chart(readable(table), panel(lines), " ".join(seen.values()), keys)
+        return
+    for quantity, of in by_quantity:
+        base = 1.0 if str(quantity).endswith("_over_null") else None
+        title = f"{readable(table)}: {readable(str(quantity))}"
+        svg = _by_group(side_by_side, of, base=base)
+        yield Chart(title, svg, seen[str(quantity)], note=note, first=n_items == 1)
 
 
 def probe_charts(side_by_side: Runs, differences: pd.DataFrame) -> Iterator[Chart]:
@@ -227,9 +238,3 @@ def _by_group(
 def _line(number: int, of: pd.DataFrame) -> Line:
     values, low, high = (of[c].to_numpy(float) for c in ("value", "lowest", "highest"))
     return Line(number, of["step"].to_numpy(), values, low, high)
-
-
-def _meanings(side_by_side: Runs, table: str) -> dict[str, str]:
-    """What the columns of a table are, as its callback says."""
-    said = next(run.meanings(table) for run in side_by_side.runs if table in run.tables)
-    return {c: f"{readable(c)}: {words}." for c, words in said.items() if words and c != "step"}

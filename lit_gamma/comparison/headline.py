@@ -96,7 +96,7 @@ def _answers(runs: list[Run], curves: pd.DataFrame, group: str) -> Iterator[str]
     of_group = curves[curves["group"] == group] if len(curves) else curves
     for table, rows in of_group.groupby("table", sort=False) if len(of_group) else ():
         last = rows.groupby("quantity", sort=False).last()
-        if table == LOSS or len(last) > 4:
+        if table == LOSS or len(last) > 4 or last["n_items"].max() > 1:
             continue
         values = [f"{readable(str(name))} {_spread(row)}" for name, row in last.iterrows()]
         step = last["step"].max()

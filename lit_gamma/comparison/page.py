@@ -19,6 +19,9 @@ from lit_gamma.comparison.settings import differing, flat
 from lit_gamma.comparison.token_panels import final_rows, learnt_rows, loss_panels, rows_of
 from lit_gamma.trajectory.phase_words import phases_in_words
 
+MOST_TASKS = 4
+"""Charts of losses and answers on the first screen; others are in a section."""
+
 _OF_ONE_RUN = ("model.", "data.", "trainer.max_steps", "seed_everything")
 """What is shown of a single run's config."""
 
@@ -39,8 +42,10 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "steps": step_number, "readable": readable}
+    tasks = list(task_charts(side_by_side, numbers.curves))
+    asked = [chart for chart in tasks if chart.first][:MOST_TASKS]
     charts = [
-        *task_charts(side_by_side, numbers.curves),
+        *asked,
         *probe_charts(side_by_side, numbers.differences),
         *weight_charts(side_by_side, numbers.weights),
     ]
@@ -51,6 +56,7 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         names=side_by_side.names,
         headlines=headlines(side_by_side, numbers),
         charts=charts,
+        others=[chart for chart in tasks if chart not in asked],
         n_lines=max([len(side_by_side.groups), *(len(chart.keys) for chart in charts)]),
         configs=_configs(side_by_side),
         roles=role_charts(side_by_side, numbers.weights, numbers.phases),

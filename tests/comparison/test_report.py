@@ -29,6 +29,7 @@ def anchor(tmp_path_factory, command_line):
         patch.chdir(ROOT)
         for gamma in ("0.5", "0.8"):
             command_line("fit", *TINY, "--trainer.max_steps=30", f"--model.gamma={gamma}",
+                         "--trainer.callbacks+=AttentionSink",
                          f"--trainer.logger.init_args.version=g{gamma}",
                          f"--trainer.logger.init_args.save_dir={root}")  # fmt: skip
     return [str(root / "anchor" / version) for version in ("g0.5", "g0.8")]
@@ -64,6 +65,10 @@ def test_a_page_has_the_numbers_of_the_record(anchor, command_line, tmp_path):
         summary = json.loads(Path(run_dir, "summary.json").read_text())
         assert values in page
         assert f"30 steps in {summary['seconds']:.0f} s" in page
+        sinks = tables["attention_sink"].groupby("step")["first_token_mass_over_null"].mean()
+        drawn = curves.loc["attention_sink", "first_token_mass_over_null", group]
+        np.testing.assert_allclose(drawn["value"], sinks, rtol=1e-5)
+        assert set(drawn["n_items"]) == {2}  # Two layers with one head.
         key = tables["condensation"].query("role == 'key' and step == step.max()")
         drawn = weights.loc["mean_squared_cosine_over_null", "key", group].iloc[-1]
         assert drawn["value"] == pytest.approx(
