@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -114,7 +114,7 @@ def _of_table(side_by_side: Runs, table: str, curves: pd.DataFrame) -> Iterator[
     n_items = curves["n_items"].max()
     note = f"mean of {n_items}" if n_items > 1 else ""
     said = next(run.meanings(table) for run in side_by_side.runs if table in run.tables)
-    seen = {c: f"{readable(c)}: {said[c]}." if said[c] else "" for c in quantities}
+    seen = {c: f"{readable(c)}: {_meaning(said, c)}." for c in quantities}
     by_quantity = curves.groupby("quantity", sort=False)
     if len(side_by_side.groups) == 1 and 1 < len(quantities) <= MOST_LINES and n_items == 1:
         lines = [_line(i, of) for i, (_, of) in enumerate(by_quantity)]
@@ -126,6 +126,12 @@ def _of_table(side_by_side: Runs, table: str, curves: pd.DataFrame) -> Iterator[
         title = f"{readable(table)}: {readable(str(quantity))}"
         svg = _by_group(side_by_side, of, base=base)
         yield Chart(title, svg, seen[str(quantity)], note=note, first=n_items == 1)
+
+
+def _meaning(said: Mapping[str, str], column: str) -> str:
+    """What a column is; of one ÷ null also what it is without."""
+    of = dict.fromkeys((column.removesuffix("_over_null"), column))
+    return "; ".join(said[c] for c in of if said.get(c)) or "the callback does not say what"
 
 
 def probe_charts(side_by_side: Runs, differences: pd.DataFrame) -> Iterator[Chart]:

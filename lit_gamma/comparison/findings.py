@@ -32,8 +32,9 @@ def step_number(value: float) -> str:
 
 
 def readable(name: str) -> str:
-    """The name of a class or role, to read."""
-    return name.replace("context_constrained", "context-constrained").replace("_", " ")
+    """The name of a class, role or quantity, to read."""
+    joined = name.replace("context_constrained", "context-constrained")
+    return joined.replace("_over_null", " ÷ null").replace("_", " ")
 
 
 def verdict(value: float, low: float, high: float) -> str:

@@ -110,24 +110,19 @@ def _spread(row: pd.Series) -> str:
 
 
 def _cost(runs: list[Run]) -> Iterator[str]:
-    ended = [run.summary for run in runs if run.summary]
+    """How they ended, how long they took, and the share of recording, as their summaries say."""
+    ended = [run.summary for run in runs if {"status", "steps", "seconds"} <= set(run.summary)]
     if len(ended) < len(runs):
         yield "no summary yet: still training, or killed"
-    odd = [summary["status"] for summary in ended if summary["status"] != "finished"]
-    yield from dict.fromkeys(odd)
+    yield from dict.fromkeys(s["status"] for s in ended if s["status"] != "finished")
     if not ended:
         return
-    shares = [
-        sum(cost["share_of_step"] or 0.0 for cost in summary["overhead"].values())
-        for summary in ended
-    ]
-    steps, seconds = (float(np.mean([summary[k] for summary in ended])) for k in _LENGTH)
+    steps, seconds = (np.mean([summary[key] for summary in ended]) for key in ("steps", "seconds"))
     each = "" if len(ended) == 1 else f"{len(ended)} runs of "
     yield f"{each}{steps:,.0f} steps in {seconds:,.0f} s"
+    bills = [summary.get("overhead", {}).values() for summary in ended]
+    shares = [sum(cost["share_of_step"] or 0.0 for cost in bill) for bill in bills]
     yield f"recording took {np.mean(shares):.1%} on top"
-
-
-_LENGTH = ("steps", "seconds")
 
 
 def _sentence(words: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from lit_gamma.comparison import findings
 from lit_gamma.comparison.alignment import Comparison
@@ -42,6 +43,7 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "steps": step_number, "readable": readable}
+    environment.filters["breakable"] = _breakable
     tasks = list(task_charts(side_by_side, numbers.curves))
     asked = [chart for chart in tasks if chart.first][:MOST_TASKS]
     charts = [
@@ -67,6 +69,14 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         without_tokens=without_tokens,
         tokens=_tokens(side_by_side, numbers) if isinstance(side_by_side, Comparison) else None,
     )
+
+
+def _breakable(key: str) -> Markup:
+    """A key that may go on in the next line after each of its parts."""
+    shown = escape(key)
+    for end in "/._":
+        shown = shown.replace(end, Markup(f"{end}<wbr>"))
+    return shown
 
 
 def _tokens(comparison: Comparison, numbers: Numbers) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_what_stops_a_page_does_not_stop_training(tmp_path):
 class Tags(HTMLParser):
     """Holds that every element is closed by its own tag, in the right order, and ids are unique."""
 
-    void = ("meta", "link", "input", "br")
+    void = ("meta", "link", "input", "br", "wbr")
 
     def __init__(self):
         super().__init__()
