@@ -35,6 +35,39 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         numbers: What was computed of them.
         without_tokens: Why the page has no tokens, if it has none.
     """
+    tasks = list(task_charts(side_by_side, numbers.curves))
+    asked = [chart for chart in tasks if chart.first][:MOST_TASKS]
+    charts = [
+        *asked,
+        *probe_charts(side_by_side, numbers.differences),
+        *weight_charts(side_by_side, numbers.weights),
+    ]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            runs=side_by_side.runs,
+            labels=list(side_by_side.groups),
+            group_of=side_by_side.group_of,
+            names=side_by_side.names,
+            headlines=headlines(side_by_side, numbers),
+            charts=charts,
+            others=[chart for chart in tasks if chart not in asked],
+            n_lines=max([len(side_by_side.groups), *(len(chart.keys) for chart in charts)]),
+            configs=_configs(side_by_side),
+            roles=role_charts(side_by_side, numbers.weights, numbers.phases),
+            phases=rows_of(numbers.phases),
+            phase_words=_phase_words(numbers),
+            quantities=NAMES,
+            metrics=_metrics(side_by_side),
+            without_tokens=without_tokens,
+            tokens=_tokens(side_by_side, numbers) if isinstance(side_by_side, Comparison) else None,
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Where the templates are, and what they may call."""
     environment = Environment(
         loader=PackageLoader("lit_gamma.comparison", "."),
         autoescape=True,
@@ -44,31 +77,7 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
     )
     environment.filters |= {"number": number, "steps": step_number, "readable": readable}
     environment.filters["breakable"] = _breakable
-    tasks = list(task_charts(side_by_side, numbers.curves))
-    asked = [chart for chart in tasks if chart.first][:MOST_TASKS]
-    charts = [
-        *asked,
-        *probe_charts(side_by_side, numbers.differences),
-        *weight_charts(side_by_side, numbers.weights),
-    ]
-    return environment.get_template("report.html.j2").render(
-        runs=side_by_side.runs,
-        labels=list(side_by_side.groups),
-        group_of=side_by_side.group_of,
-        names=side_by_side.names,
-        headlines=headlines(side_by_side, numbers),
-        charts=charts,
-        others=[chart for chart in tasks if chart not in asked],
-        n_lines=max([len(side_by_side.groups), *(len(chart.keys) for chart in charts)]),
-        configs=_configs(side_by_side),
-        roles=role_charts(side_by_side, numbers.weights, numbers.phases),
-        phases=rows_of(numbers.phases),
-        phase_words=_phase_words(numbers),
-        quantities=NAMES,
-        metrics=_metrics(side_by_side),
-        without_tokens=without_tokens,
-        tokens=_tokens(side_by_side, numbers) if isinstance(side_by_side, Comparison) else None,
-    )
+    return environment
 
 
 def _breakable(key: str) -> Markup:
