@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lit_gamma.errors import InputError
 
 
@@ -89,6 +87,8 @@ def save_checkpoint(checkpoint: Any, path: Path) -> None:
     Raises:
         OSError: The disk refuses it; an earlier file of the name is as it was.
     """
+    import torch  # Here, as it takes seconds, and records are written and read without.
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         try:

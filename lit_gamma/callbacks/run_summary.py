@@ -34,12 +34,19 @@ class RunSummary(Callback):
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
     the validation metrics have names: from the start, if the trainer checks validation first.
 
+    Beside it lies ``report.html``, what ``python -m lit_gamma report`` makes of the run; where it
+    cannot be written, a warning says why.
+
+    Args:
+        report: Whether to write it.
+
     Attributes:
         summary: What it says; empty until then.
         folder: The run's directory; None until then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: bool = True) -> None:
+        self.report = report
         self.summary: dict[str, Any] = {}
         self.folder: Path | None = None
         self._earlier_seconds = 0.0
@@ -113,6 +120,8 @@ class RunSummary(Callback):
         write_summary(run, self.summary)
         self._enter(trainer)
         self._tell(trainer, self._session_end)
+        if self.report:
+            _show(run)
 
     def _enter(self, trainer: Trainer) -> None:
         """Enters the run in TensorBoard's HParams: what sets it apart, and its metrics by name."""
@@ -140,3 +149,12 @@ class RunSummary(Callback):
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:
     values = trainer.callback_metrics.items()
     return {name: float(value) for name, value in values if name.startswith("val/")}
+
+
+def _show(run: Run) -> None:
+    """Writes the run's page, which must not end training."""
+    from lit_gamma.comparison.report import write_report
+
+    path = run.folder / "report.html"
+    with run.optional(str(path)):
+        write_report([run.folder], path)

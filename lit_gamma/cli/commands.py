@@ -1,4 +1,4 @@
-"""What the command line does with trained models and recorded runs."""
+"""What the command line does with trained models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lit_gamma import trained
 from lit_gamma.errors import InputError
 from lit_gamma.trained.generation import Sampling
 from lit_gamma.trained.generation import generate as generate_tokens
-from lit_gamma.trajectory.token_classes import TokenClasses
 
 
 def generate(
@@ -103,25 +102,6 @@ def perplexity(
     print(f"bits per byte  {result.bits_per_byte:.4f}")
 
 
-def compare(
-    runs: list[str], out: str = "report.html", classes: TokenClasses = TokenClasses()
-) -> None:
-    """Compare runs token by token: a report in HTML, and its numbers as CSV.
-
-    Runs that differ only in their seed form a group; the group of the first run is the reference.
-
-    Args:
-        runs: Directories of two or more runs with the same probe (ProbeLoss).
-        out: The HTML file; the tables go beside it.
-        classes: Thresholds of the classes of tokens.
-    """
-    from lit_gamma import comparison
-    from lit_gamma.comparison.report import write_report
-
-    for path in write_report(comparison.align(runs, classes), out):
-        print(f"wrote {path}")
-
-
 def run(command: str, arguments: list[str]) -> None:
     """Runs one of the commands.
 
@@ -129,11 +109,9 @@ def run(command: str, arguments: list[str]) -> None:
         command: Its name.
         arguments: What follows it on the command line.
     """
-    function: Any = {f.__name__: f for f in (generate, perplexity, export, compare)}[command]
+    function: Any = {f.__name__: f for f in (generate, perplexity, export)}[command]
     parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
-    if command == "compare":
-        parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
-    parser.add_function_arguments(function, skip={"runs"}, as_positional=False)
+    parser.add_function_arguments(function, as_positional=False)
     function(**parser.instantiate(parser.parse_args(arguments)))
 
 

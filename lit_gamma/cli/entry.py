@@ -23,7 +23,8 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "perplexity": "compute a trained model's loss on text files",
     "export": "write a trained model as safetensors",
-    "compare": "compare recorded runs: a report in HTML, and its numbers as CSV",
+    "report": "show what a recorded run, or several, have come to: one page in HTML",
+    "compare": "the same of two or more runs, and its numbers as CSV",
 }
 """The commands, and what each does."""
 
@@ -45,7 +46,11 @@ def main() -> None:
             from lit_gamma.cli.workspace import init
 
             init(sys.argv[2:])
-        elif command in ("generate", "perplexity", "export", "compare"):
+        elif command in ("report", "compare"):
+            from lit_gamma.cli import reports
+
+            reports.run(command, sys.argv[2:])
+        elif command in ("generate", "perplexity", "export"):
             from lit_gamma.cli import commands
 
             commands.run(command, sys.argv[2:])

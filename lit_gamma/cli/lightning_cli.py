@@ -145,6 +145,8 @@ class LitGammaCLI(LightningCLI):
         run_dir, said = summary.folder, summary.summary
         print(_readable(said))
         print(f"  recorded in  {run_dir}")
+        if summary.report and (page := run_dir / "report.html").is_file():
+            print(f"  read it      {page}")
         print(
             f"  look at it   tensorboard --logdir {run_dir.parent} --samples_per_plugin images=100"
         )

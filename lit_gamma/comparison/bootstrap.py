@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lit_gamma.comparison.runs import Comparison
+from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.trajectory.token_classes import CLASSES
 
 RESAMPLES = 2000

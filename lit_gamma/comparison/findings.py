@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.comparison.bootstrap import Curves, interval
-from lit_gamma.comparison.runs import Comparison
 
 _SHOWN = ("context_constrained", "trivial")
-_FEW_BLOCKS = 8
+FEW_BLOCKS = 8
+"""With fewer blocks an interval is too narrow to be trusted."""
 
 Parts = dict[tuple[str, str], Curves]
 
@@ -31,8 +32,9 @@ def step_number(value: float) -> str:
 
 
 def readable(name: str) -> str:
-    """The name of a class or role, to read."""
-    return name.replace("context_constrained", "context-constrained").replace("_", " ")
+    """The name of a class, role or quantity, to read."""
+    joined = name.replace("context_constrained", "context-constrained")
+    return joined.replace("_over_null", " ÷ null").replace("_", " ")
 
 
 def verdict(value: float, low: float, high: float) -> str:
@@ -79,7 +81,7 @@ def _of_group(comparison: Comparison, parts: Parts, by_mean: Parts, i: int, pair
         sentences.append(f"By validation set: {', '.join(sets)}.")
     if len(shown) == 2:
         sentences.append(_gap(shown[0][1], shown[1][1], i))
-    few = [(name, c.n_blocks) for name, c in shown if c.n_blocks < _FEW_BLOCKS]
+    few = [(name, c.n_blocks) for name, c in shown if c.n_blocks < FEW_BLOCKS]
     sentences += [
         f"{n} {'blocks hold' if n > 1 else 'block holds'} {readable(name)} tokens: too few to "
         "trust that interval."

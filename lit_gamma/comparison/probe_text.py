@@ -1,4 +1,4 @@
-"""The probe's text, to be coloured by how far two groups differ on each token."""
+"""The probe's text, coloured by how far two groups differ on each token, or by one's loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_gamma.comparison.runs import Comparison
+from lit_gamma.comparison.alignment import Comparison
 from lit_gamma.trajectory.token_classes import CLASSES, NGRAMS
 
 MOST_NUMBERS = 750_000
@@ -19,7 +19,7 @@ LEVELS = 10
 """Shades of either colour."""
 
 FULL = 2.0
-"""Nats from which on the colour is full."""
+"""Nats of difference in full colour; of one group it is its mean loss at the start."""
 
 
 def probe_text(comparison: Comparison) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
     shown = _first_of_each_set(tokens["set"], max(1, MOST_NUMBERS // (n_steps * n_groups)))
     losses = np.stack([comparison.losses[of].mean(axis=0) for of in comparison.groups.values()])
     losses, tokens = losses[:, :, shown], tokens.iloc[shown]
-    difference = losses[min(1, n_groups - 1), -1] - losses[0, -1]
+    difference = losses[1, -1] - losses[0, -1] if n_groups > 1 else losses[0, -1]
+    full = FULL if n_groups > 1 else max(float(np.nanmean(losses[0, 0])), 0.1)
     blocks: list[dict[str, Any]] = []
     cells = zip(
         tokens["set"].astype(str), tokens["block"], tokens["text"], tokens["token_id"],
@@ -47,15 +48,19 @@ def probe_text(comparison: Comparison) -> dict[str, Any]:
         if not blocks or (blocks[-1]["set"], blocks[-1]["block"]) != (of_set, block):
             blocks.append({"set": of_set, "block": block, "tokens": []})
         said = visible(text) if isinstance(text, str) else f"{token_id} "
-        blocks[-1]["tokens"].append((said, shade(change)))
-    return {"blocks": blocks, "n_shown": len(tokens), "data": _data(comparison, tokens, losses)}
+        blocks[-1]["tokens"].append((said, shade(change, full)))
+    return {
+        "blocks": blocks,
+        "n_shown": len(tokens),
+        "data": _data(comparison, tokens, losses, full),
+    }
 
 
-def shade(difference: float) -> str:
+def shade(difference: float, full: float = FULL) -> str:
     """The style sheet's class: ``a1`` .. for a loss below the reference's, ``b1`` .. above."""
     if not np.isfinite(difference):
         return ""
-    level = min(LEVELS, round(abs(difference) / FULL * LEVELS))
+    level = min(LEVELS, round(abs(difference) / full * LEVELS))
     return f"{'a' if difference < 0 else 'b'}{level}" if level else ""
 
 
@@ -83,7 +88,9 @@ def _first_of_each_set(sets: Any, n: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(place < max(1, n // sets.nunique()))
 
 
-def _data(comparison: Comparison, tokens: Any, losses: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _data(
+    comparison: Comparison, tokens: Any, losses: npt.NDArray[np.float32], full: float
+) -> dict[str, Any]:
     classes = tokens["class"] if "class" in tokens else [""] * len(tokens)
     names = [c for c in CLASSES if c in set(classes)]
     return {
@@ -95,7 +102,7 @@ def _data(comparison: Comparison, tokens: Any, losses: npt.NDArray[np.float32]) 
         "class": [names.index(c) if c in names else -1 for c in classes],
         "position": tokens["position"].tolist(),
         "token": tokens["token_id"].tolist(),
-        "full": FULL,
+        "full": full,
         "levels": LEVELS,
     }
 

@@ -3,96 +3,77 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from lit_gamma import trajectory
-from lit_gamma.comparison.runs import Comparison
+from lit_gamma.comparison.averages import log_spaced, of_groups, thinned
+from lit_gamma.comparison.runs import Run, Runs
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
 
-_POINTS = 90
+ALL_ROLES = "all roles"
+"""In place of a role: the geometric mean over the roles."""
+
+TABLES = {
+    "mean_squared_cosine_over_null": "condensation",
+    "effective_rank_over_null": "effective_rank",
+    "stable_rank_over_null": "effective_rank",
+    "participation_ratio_over_null": "effective_rank",
+    "update_ratio": "weight_norms",
+}
+"""The quantities that are drawn, and the table that each is in."""
 
 
-Recorded = list[dict[str, pd.DataFrame]]
-"""Each run's tables that :data:`lit_gamma.trajectory.phase_finding.QUANTITIES` are in."""
-
-
-def recorded(comparison: Comparison) -> Recorded:
-    """Reads what the runs recorded of their weights, once for all that is made of it."""
-    names = [table for table, _ in QUANTITIES.values()]
-    return [trajectory.load(run.path, names) for run in comparison.runs]
-
-
-def weight_curves(comparison: Comparison, of_runs: Recorded) -> pd.DataFrame:
+def weight_curves(side_by_side: Runs) -> pd.DataFrame:
     """Means over the matrices of a role and the runs of a group, at log-spaced steps.
 
     Args:
-        comparison: The runs.
-        of_runs: What :func:`recorded` returns.
+        side_by_side: The runs.
 
     Returns:
-        Columns ``quantity`` (of :data:`~lit_gamma.trajectory.phase_finding.QUANTITIES`), ``role``,
-        ``group``, ``step``, ``value`` ÷ null, ``lowest`` and ``highest`` of the runs. Steps reach
-        as far as the shortest record; empty if no run has one.
+        Columns ``quantity`` (of :data:`TABLES`), ``role`` (or :data:`ALL_ROLES`), ``group``,
+        ``step``, ``value``, ``lowest`` and ``highest`` of the runs. Steps reach as far as the
+        shortest record; empty if no run has one.
     """
-    rows = [
-        pd.DataFrame(
-            {"quantity": quantity, "role": role, "run": i, "step": curve.index, "v": curve}
-        )
-        for i, tables in enumerate(of_runs)
-        for quantity, (table, _) in QUANTITIES.items()
-        if table in tables
-        for role, curve in role_means(tables[table], quantity).items()
-    ]
-    if not rows:
-        empty: pd.DataFrame = pd.DataFrame()
-        return empty
-    seen = pd.concat(rows, ignore_index=True)
-    steps = _log_spaced(int(seen.groupby("run")["step"].max().min()))
-    found = []
-    for (quantity, role), of_role in seen.groupby(["quantity", "role"], sort=False):
-        curve_of = {
-            i: np.interp(np.log1p(steps), np.log1p(curve["step"]), curve["v"])
-            for i, curve in of_role.groupby("run")
-        }
-        for group, of in comparison.groups.items():
-            values = [curve_of[i] for i in of if i in curve_of]
-            if values:
-                of_group = {
-                    "quantity": quantity, "role": role, "group": group, "step": steps,
-                    "value": np.mean(values, axis=0), "lowest": np.min(values, axis=0),
-                    "highest": np.max(values, axis=0),
-                }  # fmt: skip
-                found.append(pd.DataFrame(of_group))
-    curves: pd.DataFrame = pd.concat(found, ignore_index=True)
-    return curves
+    seen = [_of_run(i, run) for i, run in enumerate(side_by_side.runs)]
+    rows: pd.DataFrame = pd.concat([of_run for of_run in seen if len(of_run)] or [pd.DataFrame()])
+    if not len(rows):
+        return rows
+    steps = log_spaced(int(rows.groupby("run")["step"].max().min()))
+    return of_groups(rows, side_by_side, ["quantity", "role"], steps)
 
 
-def all_phases(comparison: Comparison, of_runs: Recorded) -> pd.DataFrame:
+def all_phases(side_by_side: Runs) -> pd.DataFrame:
     """The phases of every run.
 
     Args:
-        comparison: The runs.
-        of_runs: What :func:`recorded` returns.
+        side_by_side: The runs.
 
     Returns:
         Columns ``run``, ``group``, and those of :func:`lit_gamma.trajectory.phases`; empty if no
         run has a record of its weights.
     """
-    group_of = {i: group for group, of in comparison.groups.items() for i in of}
+    labels = list(side_by_side.groups)
     found = []
-    for i, tables in enumerate(of_runs):
-        if tables:
-            phases = phases_of_roles(tables)
-            phases.insert(0, "group", group_of[i])
-            phases.insert(0, "run", comparison.runs[i].path)
+    for run, g in zip(side_by_side.runs, side_by_side.group_of, strict=True):
+        if any(table in run.tables for table, _ in QUANTITIES.values()):
+            phases = phases_of_roles(run.tables)
+            phases.insert(0, "group", labels[g])
+            phases.insert(0, "run", run.path)
             found.append(phases)
     table: pd.DataFrame = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
     return table
 
 
-def _log_spaced(last: int) -> npt.NDArray[np.float64]:
-    spaced: npt.NDArray[np.float64] = np.unique(
-        np.expm1(np.linspace(0, np.log1p(last), _POINTS)).round()
-    )
-    return spaced
+def _of_run(i: int, run: Run) -> pd.DataFrame:
+    """Each quantity of a run by role: ``run``, ``quantity``, ``role``, ``step``, ``value``."""
+    found = []
+    for quantity, table in TABLES.items():
+        if quantity not in run.tables.get(table, ()):
+            continue
+        by_role = role_means(thinned(run.tables[table], ["matrix", "role"], quantity), quantity)
+        by_role = by_role.where(by_role > 0).dropna(axis=1, how="all")
+        by_role[ALL_ROLES] = np.exp(np.log(by_role).mean(axis=1))
+        by_role.columns.name = "role"
+        long = by_role.stack().rename("value").reset_index()
+        found.append(long.assign(run=i, quantity=quantity))
+    rows: pd.DataFrame = pd.concat(found) if found else pd.DataFrame()
+    return rows

@@ -1,0 +1,61 @@
+"""What the command line does with recorded runs. Nothing here needs torch, which takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lit_gamma.comparison.report import write_report
+from lit_gamma.errors import InputError
+from lit_gamma.trajectory.token_classes import TokenClasses
+
+
+def report(runs: list[str], out: str | None = None, classes: TokenClasses = TokenClasses()) -> None:
+    """Show what a run, or several, have come to: one page in HTML.
+
+    Args:
+        runs: Directories of one run or several.
+        out: The HTML file; by default report.html, of one run in its directory.
+        classes: Thresholds of the classes of tokens.
+    """
+    place = Path(runs[0] if len(runs) == 1 else "")
+    _say(write_report(runs, out or place / "report.html", classes))
+
+
+def compare(
+    runs: list[str], out: str = "report.html", classes: TokenClasses = TokenClasses()
+) -> None:
+    """Compare runs: the page of report, and its numbers as CSV.
+
+    Runs that differ only in their seed form a group; the group of the first run is the reference.
+    Those that followed the same tokens (ProbeLoss) are compared token by token too.
+
+    Args:
+        runs: Directories of two or more runs.
+        out: The HTML file; the tables go beside it.
+        classes: Thresholds of the classes of tokens.
+    """
+    if len(runs) < 2:
+        raise InputError(f"compare needs at least two runs, got 1; report {runs[0]} shows it alone")
+    _say(write_report(runs, out, classes, tables=True))
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Runs one of the commands.
+
+    Args:
+        command: Its name.
+        arguments: What follows it on the command line.
+    """
+    function: Any = {"report": report, "compare": compare}[command]
+    parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
+    parser.add_function_arguments(function, skip={"runs"}, as_positional=False)
+    function(**parser.instantiate(parser.parse_args(arguments)))
+
+
+def _say(files: list[Path]) -> None:
+    for path in files:
+        print(f"wrote {path}")
