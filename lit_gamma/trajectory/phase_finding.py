@@ -103,13 +103,13 @@ def find_phases(
     ------------------------------------  ----------------------  ----------------------------
     curve, relative noise of a value      none  10 %  20 %  40 %  none  10 %  20 %  40 %  80 %
     ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
-    mean of a role, measured often, 0.01     0    82   100   100     0    32   100   100   100
-    mean of a role, measured often, 0.05     0    23    82    98     0     3    27    85   100
-    a matrix, measured seldom, 0.01          0    72   100   100     0    62    95   100   100
-    a matrix, measured seldom, 0.05          0     5    32    87     0     0    13    58    93
+    mean of a role, measured often, 0.01     0    83   100   100     0    25    95   100   100
+    mean of a role, measured often, 0.05     0    18    70    98     0     3    15    77    98
+    a matrix, measured seldom, 0.01          0    72   100   100     0    47    87    98   100
+    a matrix, measured seldom, 0.05          0     5    25    82     0     0     7    48    85
     ====================================  ====  ====  ====  ====  ====  ====  ====  ====  ====
 
-    A change by 5 %, which does not count, is taken for a phase in at most 5 %.
+    A change by 5 %, which does not count, is taken for a phase in at most 3 %.
 
     Args:
         steps: Optimizer steps, ascending, shape (n,).
