@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +49,16 @@ class RunSummary(Callback):
         self.summary: dict[str, Any] = {}
         self.folder: Path | None = None
         self._earlier_seconds = 0.0
-        self._start: float | None = None
+        self._run: Run | None = None
         self._metrics: list[str] = []
         self._session_end: Any = None
-        self._alone: Run | None = None
         self._measured_at: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start, self._start_step = time.monotonic(), trainer.global_step
+        callbacks = trajectory_callbacks(trainer)
+        self._run = callbacks[0].run if callbacks else run_of(trainer, pl_module, [])
         self.summary = {}
-        if not trajectory_callbacks(trainer):
-            self._alone = run_of(trainer, pl_module, [])
         self._session_end = None
         if self._metrics:
             self._enter(trainer)
@@ -70,7 +67,7 @@ class RunSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = _validation_metrics(trainer)
         self._metrics = [name for name in measured if not name.endswith("perplexity")]
-        if self._start is not None and not trainer.sanity_checking:
+        if self._run is not None and not trainer.sanity_checking:
             self._measured_at = trainer.global_step
             self._enter(trainer)
 
@@ -101,20 +98,15 @@ class RunSummary(Callback):
 
     def _seconds(self) -> float:
         """Seconds of this part of the run."""
-        return 0.0 if self._start is None else time.monotonic() - self._start
+        return 0.0 if self._run is None else self._run.seconds
 
     def _write(self, trainer: Trainer, status: str) -> None:
-        if self._start is None:
-            return
-        callbacks = trajectory_callbacks(trainer)
-        run = callbacks[0].run if callbacks else self._alone
-        assert run is not None
-        if not run.writes:
+        run = self._run
+        if run is None or not run.writes:
             return
         run.step = trainer.global_step
-        seconds = self._seconds()
-        bill = bill_of(run, seconds, run.step - self._start_step)
-        whole, metrics = self._earlier_seconds + seconds, _validation_metrics(trainer)
+        bill, whole = bill_of(run), self._earlier_seconds + run.seconds
+        metrics = _validation_metrics(trainer)
         self.summary = summarize(run, status, whole, bill, metrics, self._measured_at)
         self.folder = run.folder
         write_summary(run, self.summary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +42,7 @@ class Recording:
                     callback.load_state_dict(state["callbacks"][callback.state_key])
 
     def __enter__(self) -> Recording:
-        self._start, self._start_step = time.monotonic(), self.run.step
+        self.run.begin()
         for callback in self.run.callbacks:
             callback.start(self.run)
         return self
@@ -89,7 +88,7 @@ class Recording:
         """What a checkpoint needs for the record to go on exactly; writes what is pending."""
         return {
             "step": self.run.step,
-            "seconds": self._earlier_seconds + time.monotonic() - self._start,
+            "seconds": self._earlier_seconds + self.run.seconds,
             "callbacks": {c.state_key: c.state_dict() for c in self.run.callbacks},
         }
 
@@ -122,9 +121,7 @@ class Recording:
             with run.optional(f"{callback.name}: the end of its record"):
                 callback.finish(status == "finished")
         if run.writes:
-            seconds = time.monotonic() - self._start
-            bill = bill_of(run, seconds, run.step - self._start_step)
-            whole = self._earlier_seconds + seconds
+            bill, whole = bill_of(run), self._earlier_seconds + run.seconds
             self.summary = summarize(run, status, whole, bill, metrics or {})
             write_summary(run, self.summary)
             print(bill_in_words(bill))

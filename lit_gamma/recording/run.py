@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -46,6 +47,7 @@ class Run:
         dry: Whether nothing is to be written, as in a trial run.
         precision: Opens the precision that training runs forwards in.
         hyperparameters: What the module was made with, for the record's metadata.
+        began: Steps taken when this part of the run began.
     """
 
     module: nn.Module
@@ -63,8 +65,13 @@ class Run:
     _warned: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
+        self.begin()
         for callback in self.callbacks:
             callback.run = self
+
+    def begin(self) -> None:
+        """Starts the clock, before anything is recorded."""
+        self.began, self._clock = self.step, time.monotonic()
 
     @cached_property
     def weights(self) -> CurrentWeights:
@@ -101,6 +108,11 @@ class Run:
     def all_tags(self) -> bool:
         """Whether TensorBoard is to get everything that the files have."""
         return any(getattr(callback, "all_tags", False) for callback in self.callbacks)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._clock
 
     @property
     def recording_seconds(self) -> float:

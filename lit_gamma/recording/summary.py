@@ -94,23 +94,21 @@ def _divergence(run: Run) -> str | None:
     return f"diverged by step {run.step}"
 
 
-def bill_of(run: Run, seconds: float, steps: int) -> dict[str, dict[str, float | None]]:
+def bill_of(run: Run) -> dict[str, dict[str, float | None]]:
     """What each callback cost.
 
     Args:
         run: The run.
-        seconds: Seconds since the callbacks started.
-        steps: Optimizer steps since then.
 
     Returns:
         For each callback its milliseconds per step on the host, the same as a share of a step
         without callbacks, and how many matrices took turns at each step.
     """
-    training = seconds - run.recording_seconds
+    steps, training = max(1, run.step - run.began), run.seconds - run.recording_seconds
     bill: dict[str, dict[str, float | None]] = {}
     for callback in run.callbacks:
         bill[callback.name] = {
-            "ms_per_step": round(callback.budget.seconds * 1e3 / max(1, steps), 3),
+            "ms_per_step": round(callback.budget.seconds * 1e3 / steps, 3),
             "share_of_step": round(callback.budget.seconds / training, 4),
         }
         if isinstance(callback, WeightTrajectory):
