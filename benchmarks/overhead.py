@@ -46,6 +46,7 @@ from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
+    Overview,
     Schedule,
     TokenLoss,
     TokenLossProfile,
@@ -218,7 +219,7 @@ def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int]
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ).fit(module(row), Batches(row, steps))
-        return sum(c.seconds for c in callbacks if isinstance(c, TrajectoryCallback))
+        return sum(c.budget.seconds for c in callbacks if isinstance(c, TrajectoryCallback))
 
     return run
 
@@ -228,7 +229,9 @@ EVERY = Schedule(every=1)
 VARIANTS = {
     "bare loop": bare,
     "Lightning": fitted(),
-    "defaults": fitted(Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile),
+    "defaults": fitted(
+        Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile, Overview
+    ),
     "token loss": fitted(TokenLoss, TokenLossProfile),
     "everything exact": fitted(
         lambda: Condensation(EVERY, None),
