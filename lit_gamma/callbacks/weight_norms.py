@@ -78,6 +78,7 @@ class WeightNorms(TrajectoryCallback):
         self._loaded: dict[int, Tensor] = {}
         self._blocks: dict[tuple[int, ...], Tensor] = {}
         self._previous: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._spent: dict[tuple[int, ...], Tensor] = {}
 
     @override
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
@@ -90,7 +91,7 @@ class WeightNorms(TrajectoryCallback):
             for group in run.weights.groups(run.step):
                 blocks = metrics.leading_block(group.weight, BLOCK_SIZE)
                 known.update(zip(group.positions, blocks, strict=True))
-        self._blocks, self._previous = {}, {}
+        self._blocks, self._previous, self._spent = {}, {}, {}
         for rows in run.weights.rows():
             stacked = torch.stack([known[i] for i in rows.positions])
             self._blocks[rows.positions] = stacked.to(run.device)
@@ -101,7 +102,7 @@ class WeightNorms(TrajectoryCallback):
     @override
     def take(self) -> None:
         groups = self.run.weights.rows()
-        copies = [rows.copy() for rows in groups]
+        copies = [rows.copy(self._spent.get(rows.positions)) for rows in groups]
         # Many small operations, which are cheaper in inference mode than under no_grad alone.
         with side_stream(self.run.device), torch.inference_mode():
             sums = [self._sums(rows, copy) for rows, copy in zip(groups, copies, strict=True)]
@@ -158,7 +159,7 @@ class WeightNorms(TrajectoryCallback):
             change = before = torch.full_like(norms, torch.nan)
         else:
             change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
-            before = previous[1]
+            self._spent[rows.positions], before = previous
         self._previous[rows.positions] = values, norms
         per_row = torch.stack((norms, change, before, inverse.sign()), dim=1).square_()
         products = []

@@ -35,8 +35,15 @@ class Rows:
     held: tuple[Tensor, ...]
     ranks: ProcessGroup | None
 
-    def copy(self) -> Tensor:
-        """Copies the rows held here, float32, shape (rows, d_in)."""
+    def copy(self, buffer: Tensor | None = None) -> Tensor:
+        """Copies the rows held here, float32, shape (rows, d_in).
+
+        Args:
+            buffer: An earlier copy that is no longer needed, to be overwritten: on a CPU fresh
+                memory costs as much as the copy.
+        """
+        if buffer is not None and not buffer.is_cuda:
+            return torch.cat(self.held, out=buffer)
         return lend(torch.cat(self.held).float())
 
     @property
