@@ -23,6 +23,7 @@ Steps = npt.NDArray[np.int64]
 Losses = npt.NDArray[np.float32]
 
 _PROBE = ("probe_loss", "probe_tokens")
+_PER_DECADE = 60
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,16 @@ class Run:
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """What else was recorded, by the name of the table; read when it is asked for."""
-        names = {path.stem for path in Path(self.path, "trajectory").glob("*.arrow")}
-        return trajectory.load(self.path, names - set(_PROBE)) if names else {}
+        """What else was recorded, by the name of the table; read when it is asked for.
+
+        Of ``weight_norms``, which has every matrix at every step, it is log-spaced steps.
+        """
+        names = {path.stem for path in Path(self.path, "trajectory").glob("*.arrow")} - set(_PROBE)
+        if not names:
+            return {}
+        every_step = names & {"weight_norms"}
+        tables = trajectory.load(self.path, names - every_step)
+        return tables | trajectory.load(self.path, every_step, _PER_DECADE)
 
     def meanings(self, table: str) -> dict[str, str]:
         """What each column of a table is, as its callback says."""
@@ -128,7 +136,7 @@ def load_run(run_dir: str | Path) -> Run:
     if not (records or summary):
         raise InputError(
             f"{run_dir} holds no trajectory/*.arrow and no summary.json; give the directory of a "
-            "run, such as runs/anchor/version_0"
+            "run, such as runs/anchor/gamma0.8-seed1"
         )
     about = _metadata(records)
     made_with = about.get("hyperparameters") or {}
