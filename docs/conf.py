@@ -9,6 +9,7 @@ release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_extra_path = ["_extra"]  # The reports of the gallery.
 html_title = f"lit-gamma {release}"
 
 default_role = "py:obj"

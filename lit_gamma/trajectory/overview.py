@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +78,20 @@ def plot(run_dir: str | Path, title: str | None = None) -> Figure:
         lines = drawn[by_role[0]].lines[: len(roles)]
         names = [role.replace("_", " ") for role in roles]
         figure.legend(lines, names, loc="lower center", ncols=3, fontsize=9, frameon=False)
+    return _shown_by_notebooks(figure)
+
+
+def _shown_by_notebooks(figure: Figure) -> Figure:
+    """The figure, which a notebook else shows only after ``%matplotlib inline``."""
+    shown: Any = figure
+    shown._repr_png_ = partial(_png, figure)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def _stacked(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from helpers.runs import fit
+from PIL import Image
 
 from lit_gamma import InputError, trajectory
 from lit_gamma.callbacks import (
@@ -44,6 +47,7 @@ def test_panels_show_what_was_recorded_and_the_phases(tmp_path):
         "stable rank ÷ random", "update ÷ weights",
     ]  # fmt: skip
     assert figure.get_suptitle() == "a title"
+    assert Image.open(BytesIO(figure._repr_png_())).width == 572  # as a notebook shows it
     tables = trajectory.load(run)
     assert panels["answers"]["right"][0] == list(range(13))
     np.testing.assert_allclose(panels["answers"]["wrong"][1], 1 - np.arange(13) / 12, rtol=1e-6)
