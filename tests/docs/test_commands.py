@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -40,14 +39,6 @@ TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
 ]
-COPIES = {
-    "runs/small/version_0": "runs/text/gamma0.8-seed1",
-    "runs/usual/version_0": "runs/text/gamma0.8-seed1",
-    "runs/anchor/version_0": "runs/anchor/gamma0.8-seed1",
-}
-"""Folders that a command names and none leaves."""
-
-
 HERE = [command for command in dict.fromkeys(COMMANDS) if not command.startswith(tuple(ELSEWHERE))]
 
 
@@ -79,9 +70,6 @@ def test_the_commands_run_one_after_the_other_as_documented(workspace, command_l
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     for command in HERE:
-        for copy, run in COPIES.items():
-            if copy in command:
-                shutil.copytree(run, copy, dirs_exist_ok=True)
         carry_out(command_line, *arguments(command))
     assert Path("report.html").is_file()
     assert Path("exported/model.safetensors").is_file()
