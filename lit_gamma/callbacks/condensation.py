@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_gamma import metrics
 from lit_gamma.recording.current import WeightGroup
-from lit_gamma.recording.schedule import PICTURES, Schedule
+from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.weights import TIERED, WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
 from lit_gamma.trajectory.tensorboard import picture, text_font, write_values
@@ -50,13 +50,13 @@ class Condensation(WeightTrajectory):
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
         overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
-        pictures: The steps to draw; by default four per factor of ten.
+        pictures: The steps to draw; by default two per factor of ten.
         heatmap_roles: The roles to draw, see :data:`lit_gamma.weights.neurons.ROLES`.
         heatmap_rows: Most rows in an image; of more, an evenly spaced selection is drawn.
     """
 
     default_schedule = TIERED
-    default_pictures = PICTURES
+    default_pictures = Schedule(per_decade=2)
     quantities: ClassVar[Sequence[Quantity]] = (
         Quantity(
             "mean_squared_cosine",

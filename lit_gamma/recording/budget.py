@@ -125,13 +125,14 @@ class Plan:
             n_matrices: Number of matrices; the job ``record`` measures all of them.
 
         Returns:
-            A power of two, at most ``n_matrices``; 0 where the other jobs leave nothing over.
+            A power of two, at most ``n_matrices``. Where the other jobs leave nothing over it is
+            what a quarter of the budget affords: short runs need values between their schedules.
         """
-        spare = (self.overhead - sum(self.shares.values())) * self.training
+        spare = max(self.overhead - sum(self.shares.values()), self.overhead / 4) * self.training
         turns = max(1, self.horizon + 1 - self.counts["record"])
         affordable = spare * n_matrices / (self.calibration.cost("record") * turns)
         # A power of two, so that it hardly depends on the noise of the calibration.
-        return min(n_matrices, 2.0 ** math.floor(math.log2(affordable))) if affordable > 0 else 0
+        return min(n_matrices, 2.0 ** math.floor(math.log2(affordable)))
 
     def warning(self, name: str) -> str | None:
         """What to say if the schedules alone cost more than the budget."""

@@ -47,7 +47,3 @@ class Schedule:
 
     def _power(self, exponent: int) -> int:
         return round(10 ** (exponent / self.per_decade)) if self.per_decade else 0
-
-
-PICTURES = Schedule(per_decade=4)
-"""The steps at which callbacks that draw do so by default."""

@@ -21,7 +21,7 @@ from lit_gamma.probing.forward import Forward, plain_forward, undisturbed
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.described import ClassifiedTask, TokenizedText
 from lit_gamma.recording.run import Run
-from lit_gamma.recording.schedule import PICTURES, Schedule
+from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.arrow import read_batches
 from lit_gamma.trajectory.layouts import Vectors
 from lit_gamma.trajectory.table import Index, Quantity
@@ -73,7 +73,7 @@ class ProbeLoss(TrajectoryCallback):
     """
 
     default_schedule = Schedule(per_decade=10)
-    default_pictures = PICTURES
+    default_pictures = Schedule(per_decade=4)
     quantities: ClassVar[Sequence[Quantity]] = (
         Quantity(
             "loss",
