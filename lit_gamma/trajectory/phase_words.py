@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isinf, log
 from typing import NamedTuple
 
@@ -80,11 +81,17 @@ def _moves(phases: pd.DataFrame, kind: str, before: str, after: str) -> list[_Mo
     found: dict[tuple[str, str], _Move] = {}
     for row in phases[phases[f"{kind}_step"].notna()].to_dict("records"):
         step, low, high = (float(row[f"{kind}_{part}"]) for part in ("step", "low", "high"))
-        name, key = row["matrix"] or row["role"], (row["role"], row["matrix"])
+        name, key = _name(row["role"], row["matrix"]), (row["role"], row["matrix"])
         move = _Move(name, row["quantity"], step, low, high, row[before], row[after])
         found[key] = max(found.get(key, move), move, key=lambda m: m.size)
     told = [m for (role, matrix), m in found.items() if not matrix or (role, "") not in found]
     return sorted(told, key=lambda m: -m.size)
+
+
+def _name(role: str, matrix: str) -> str:
+    """A role, or a matrix as charts name it: ``layer0.query`` for ``blocks.0.attention.query``."""
+    layer = re.search(r"(?<!\w)(\d+)\.", matrix)
+    return f"layer{layer[1]}.{role}" if layer else matrix or role
 
 
 def _together(moves: list[_Move]) -> list[list[_Move]]:

@@ -22,7 +22,7 @@ def test_the_default_experiment_is_told(workspace):
     assert first_line(["--config", "configs/anchor.yaml", "--model.gamma", "0.5"]) == (
         "anchor: 2 layers, d_model 128; γ 0.5 (std 0.0884 at d_in 128); AnchorComposition; "
         "1500 steps; recording condensation, effective rank, weight norms, token loss, "
-        "token loss profile, overhead, overview, anchor reasoning"
+        "token loss profile, overhead, anchor reasoning"
     )
 
 
@@ -58,7 +58,7 @@ def test_the_package_s_callbacks_that_record_nothing_are_known():
         for each in classes
         if issubclass(each, lightning.Callback) and not issubclass(each, TrajectoryCallback)
     }
-    assert silent == set(RECORDS_NOTHING)
+    assert silent | {"Overview"} == set(RECORDS_NOTHING)  # That draws what others record.
 
 
 @pytest.mark.parametrize(
