@@ -160,7 +160,7 @@ def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together()
         "still condensing: lm_head 23 (cos² ÷ random)",
         "condensed until step 560: key 7, query 5.2 (cos² ÷ random)",
         "condensed until step 300: mlp_down 0.3 (stable rank ÷ random)",
-        "expanded again from step 720: blocks.1.down 0.27 → 0.43 (stable rank ÷ random)",
+        "expanded again from step 720: layer1.mlp_down 0.27 → 0.43 (stable rank ÷ random)",
     ]
     many = [row(f"r{i}", "", cos, (9, 8, 10), values=(1, 20 - i, 1)) for i in range(7)]
     assert phases_in_words(pd.DataFrame(many, columns=names)) == [
