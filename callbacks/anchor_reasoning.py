@@ -30,6 +30,7 @@ class AnchorReasoning(TrajectoryCallback):
 
     Args:
         schedule: The steps to record; by default every 100 and two per factor of ten.
+        overhead: See :class:`TrajectoryCallback`.
         pictures: The steps to draw; by default two per factor of ten.
     """
 
@@ -51,9 +52,10 @@ class AnchorReasoning(TrajectoryCallback):
     def __init__(
         self,
         schedule: Schedule | None = None,
+        overhead: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule, pictures=pictures)
+        super().__init__(schedule, overhead, pictures)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""
