@@ -49,14 +49,6 @@ class AnchorReasoning(TrajectoryCallback):
 
     section = "1"
 
-    def __init__(
-        self,
-        schedule: Schedule | None = None,
-        overhead: float | None = None,
-        pictures: Schedule | None = None,
-    ) -> None:
-        super().__init__(schedule, overhead, pictures)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""
         if not isinstance(trainer.datamodule, AnchorComposition):
