@@ -133,7 +133,8 @@ def write_phases(
         cells = [row["role"], row["quantity"]]
         for kind in ("condensation", "expansion"):
             found, low, high = (row[f"{kind}_{part}"] for part in ("step", "low", "high"))
-            cells.append("none" if np.isnan(found) else f"{found:.0f} [{low:.0f}, {high:.0f}]")
+            span = f"{found:.0f} [{low:.0f}, {high:.0f}]".replace("inf", "∞")
+            cells.append("none" if np.isnan(found) else span)
         lines.append(f"| {' | '.join(cells)} |")
     writer.add_text("phases", "\n".join(lines), step)
 
