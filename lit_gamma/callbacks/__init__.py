@@ -5,6 +5,7 @@ from lit_gamma.callbacks.checkpoints import Checkpoints
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
+from lit_gamma.callbacks.keep_checkpoints import KeepCheckpoints
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
 from lit_gamma.callbacks.overview import Overview
@@ -29,6 +30,7 @@ __all__ = [
     "Condensation",
     "EffectiveRank",
     "GammaInit",
+    "KeepCheckpoints",
     "NormSaturation",
     "Overhead",
     "Overview",

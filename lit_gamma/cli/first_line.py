@@ -14,7 +14,14 @@ from omegaconf import OmegaConf
 from lit_gamma.cli.config_files import layers
 from lit_gamma.errors import InputError
 
-RECORDS_NOTHING = ("Checkpoints", "GammaInit", "Overview", "Progress", "RunSummary")
+RECORDS_NOTHING = (
+    "Checkpoints",
+    "GammaInit",
+    "KeepCheckpoints",
+    "Overview",
+    "Progress",
+    "RunSummary",
+)
 """The package's callbacks that make no table."""
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma import InputError
-from lit_gamma.callbacks import Checkpoints, RunSummary
+from lit_gamma.callbacks import Checkpoints, KeepCheckpoints, RunSummary, Schedule
 from lit_gamma.callbacks.checkpoints import WholeCheckpointIO
 from lit_gamma.files import check_checkpoint, save_checkpoint
 from lit_gamma.trajectory.tensorboard import keep_writing, write_values
@@ -162,3 +162,32 @@ def test_tensorboard_goes_on_when_there_is_room_again(tmp_path):
     assert steps[-20:] == list(range(40, 60))
     assert len(steps) < 60
     assert len(said) == 1
+
+
+def test_checkpoints_of_a_schedule_are_kept_with_the_weights_of_their_steps(tmp_path):
+    class Weights(lightning.Callback):
+        def __init__(self):
+            self.seen = {}
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.seen[trainer.global_step] = {k: v.clone() for k, v in module.state_dict().items()}
+
+    keep = KeepCheckpoints(Schedule(per_decade=2, every=7))
+    weights = Weights()
+    trainer = fit(tmp_path, weights, checkpoints(tmp_path / "all"), keep, max_steps=16)
+    assert trainer.checkpoint_callback is not keep
+    folder = Path(trainer.log_dir, "checkpoints")
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        f"step={step}.ckpt" for step in (0, 1, 3, 7, 10, 14)
+    )
+    for step in (1, 3, 7, 10, 14):
+        kept = torch.load(folder / f"step={step}.ckpt", weights_only=True)
+        assert kept["global_step"] == step
+        assert "optimizer_states" not in kept
+        for name, weight in weights.seen[step].items():
+            assert torch.equal(kept["state_dict"][name], weight)
+
+    last = tmp_path / "all" / "last.ckpt"
+    again = KeepCheckpoints(Schedule(per_decade=2, every=7))
+    resumed = fit(tmp_path, checkpoints(tmp_path / "all"), again, max_steps=22, ckpt_path=last)
+    assert [p.name for p in Path(resumed.log_dir, "checkpoints").iterdir()] == ["step=21.ckpt"]
