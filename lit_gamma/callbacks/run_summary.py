@@ -122,6 +122,7 @@ class RunSummary(Callback):
         optimizer, seed = trainer.optimizers[0], os.environ.get("PL_GLOBAL_SEED")
         compared = {
             "gamma": trainer.lightning_module.hparams.get("gamma"),
+            "init_std": trainer.lightning_module.hparams.get("init_std"),
             "seed": None if seed is None else int(seed),
             "lr": optimizer.defaults["lr"],
             "weight_decay": optimizer.param_groups[0].get("weight_decay"),

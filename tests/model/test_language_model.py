@@ -269,6 +269,7 @@ def test_a_checkpoint_gives_the_same_model_back(tmp_path):
     [
         (0.8, 0.02, r"model\.optimizer\.lr is 0\.02, but the checkpoint was trained with 0\.01"),
         (0.5, 0.01, r"model\.gamma is 0\.5, but the checkpoint was trained with 0\.8"),
+        (None, 0.01, r"model\.gamma is None, but the checkpoint was trained with 0\.8"),
     ],
 )
 def test_settings_that_a_resume_would_not_follow_are_refused(tmp_path, gamma, lr, message):
@@ -276,5 +277,5 @@ def test_settings_that_a_resume_would_not_follow_are_refused(tmp_path, gamma, lr
     checkpoint = first.checkpoint_callback.best_model_path
     again = {"ckpt_path": checkpoint, "max_steps": 4}
     with pytest.raises(InputError, match=message):
-        fit(tmp_path, module=tiny_module(gamma, lr), **again)
+        fit(tmp_path, module=tiny_module(gamma, lr, None if gamma else 0.02), **again)
     assert fit(tmp_path, module=tiny_module(), **again).global_step == 4
