@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_gamma.batch import IGNORED
 from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
-from lit_gamma.model.optimizer import OptimizerConfig
+from lit_gamma.model.optimizer import LRAndWeightDecay, OptimizerConfig
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 
 
@@ -201,22 +201,25 @@ class LanguageModel(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, weight decay on matrices only, the schedule stepped per optimizer step."""
+        """AdamW, weight decay on matrices only, the schedules stepped per optimizer step."""
         config = self.optimizer_config
         parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        decay = {"weight_decay": config.weight_decay, "peak_weight_decay": config.weight_decay}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2], **decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         fused = self.trainer.precision != "16-mixed"  # Its gradient scaler rules clipping out then.
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-        total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
             raise InputError(
                 "the learning rate needs an end: set trainer.max_steps or trainer.max_epochs"
             )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: config.lr_factor(step, int(total_steps))
+        schedule = LRAndWeightDecay(
+            optimizer,
+            lambda step: config.lr_factor(step, int(steps)),
+            lambda step: config.weight_decay_at(step, int(steps)),
         )
         return {
             "optimizer": optimizer,
