@@ -161,10 +161,10 @@ def checked_rates(
         InputError: Not one of γ and std is given, one of them or an override is impossible, or an
             override names no group.
     """
-    if (gamma is None) == (std is None):
-        raise InputError(f"gamma is {gamma}, std is {std}: give one and leave the other null")
     if std is not None and not (math.isfinite(std) and std > 0):
-        raise InputError(f"std must be finite and positive, got {std}")
+        raise InputError(f"std (init_std) must be finite and positive, got {std}")
+    if (gamma is None) == (std is None):
+        raise InputError(f"gamma is {gamma}, std (init_std) is {std}: give one, the other null")
     unknown = sorted(set(overrides) - set(GROUPS))
     if unknown:
         raise InputError(

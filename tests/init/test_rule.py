@@ -279,10 +279,10 @@ def test_an_impossible_gamma_is_named_and_nothing_is_overwritten(gamma, override
     [
         ({"residual_scale": "Depth"}, "'Depth'"),
         ({"preset": "paper"}, "'paper'.*complexity_control"),
-        ({"std": 0.02}, "gamma is 0.5, std is 0.02: give one"),
-        ({"gamma": None}, "gamma is None, std is None: give one"),
-        ({"gamma": None, "std": math.nan}, "std must be.*nan"),
-        ({"gamma": None, "std": -0.02}, r"std must be.*-0\.02"),
+        ({"std": 0.02}, r"gamma is 0\.5, std \(init_std\) is 0\.02: give one"),
+        ({"gamma": None}, r"gamma is None, std \(init_std\) is None: give one"),
+        ({"gamma": None, "std": math.nan}, "std.*must be.*nan"),
+        ({"gamma": None, "std": -0.02}, r"std.*must be.*-0\.02"),
         ({"gamma": None, "std": 1e-39}, "embedding a std of 1e-39.*larger std"),
         (
             {"gamma": None, "std": 0.02, "preset": "complexity_control"},
