@@ -32,13 +32,15 @@ class GammaInit(Callback):
     since the CPU draws them. The audit is printed per role; TensorBoard's *Text* has all of it.
 
     Args:
-        gamma: The initialization rate γ: std = d_in^(-γ), see :func:`lit_gamma.gamma_init_`.
+        gamma: The initialization rate γ: std = d_in^(-γ), see :func:`lit_gamma.gamma_init_`. None
+            if ``std`` is given.
         overrides: γ for groups of roles: embedding, attention_qk, attention_vo, mlp, lm_head.
         residual_scale: ``depth`` for GPT-2's 1/sqrt(2 n_layers) on residual projections.
         preset: ``complexity_control`` for the released code of arXiv 2501.08537.
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`. For the callbacks that
             record, give the module an attribute ``neuron_roles`` instead.
         seed: Seed of the weights; by default that of ``seed_everything``, or else of the process.
+        std: One σ for every matrix, in place of γ; 0.02 is usual.
 
     Attributes:
         audit: What was drawn; None until then, and after a resume.
@@ -46,15 +48,17 @@ class GammaInit(Callback):
 
     def __init__(
         self,
-        gamma: float = 1.0,
+        gamma: float | None = 1.0,
         overrides: dict[str, float] | None = None,
         residual_scale: ResidualScale = "none",
         preset: Preset | None = None,
         roles: Roles | None = None,
         seed: int | None = None,
+        std: float | None = None,
     ) -> None:
-        checked_rates(gamma, overrides or {})
+        checked_rates(gamma, overrides or {}, std)
         self.gamma = gamma
+        self.std = std
         self.overrides = overrides
         self.residual_scale = residual_scale
         self.preset = preset
@@ -94,13 +98,15 @@ class GammaInit(Callback):
             self.preset,
             generator,
             self.roles,
+            self.std,
         )
         if not self.audit:
             raise InputError(
                 f"GammaInit found no weight to draw in {type(pl_module).__name__}: "
                 f"{self.audit.summary()}"
             )
-        rank_zero_info(f"GammaInit, gamma {self.gamma}:\n{self.audit.summary()}")
+        rule = f"gamma {self.gamma}" if self.std is None else f"std {self.std}"
+        rank_zero_info(f"GammaInit, {rule}:\n{self.audit.summary()}")
         writer = tensorboard_writer(trainer)
         if writer is not None:
             writer.add_text("gamma_init/audit", f"```\n{self.audit}\n```")

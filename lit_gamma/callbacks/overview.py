@@ -65,8 +65,9 @@ class Overview(TrajectoryCallback):
             return
         for callback in self.run.callbacks:
             callback.flush()
-        gamma, seed, step = self.run.hyperparameters.get("gamma"), self.run.seed, self.run.step
-        named = [f"γ {gamma}"] * (gamma is not None) + [f"seed {seed}"] * (seed is not None)
+        made_with, seed, step = self.run.hyperparameters, self.run.seed, self.run.step
+        known = {"γ": made_with.get("gamma"), "std": made_with.get("init_std"), "seed": seed}
+        named = [f"{name} {value}" for name, value in known.items() if value is not None]
         drawn = painted(self.run.folder, ", ".join([*named, f"step {step:,}"]))
         write_values(writer, [Summary.Value(tag="trajectory/overview", image=drawn)], step)
 

@@ -120,11 +120,13 @@ class RunSummary(Callback):
         if self._session_end is not None:
             return
         optimizer, seed = trainer.optimizers[0], os.environ.get("PL_GLOBAL_SEED")
+        group = optimizer.param_groups[0]
         compared = {
             "gamma": trainer.lightning_module.hparams.get("gamma"),
+            "init_std": trainer.lightning_module.hparams.get("init_std"),
             "seed": None if seed is None else int(seed),
             "lr": optimizer.defaults["lr"],
-            "weight_decay": optimizer.param_groups[0].get("weight_decay"),
+            "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),
         }
         known = {k: v for k, v in jsonable(compared).items() if v is not None}
         *start, self._session_end = hparams(known, dict.fromkeys(self._metrics, 0.0))  # type: ignore[no-untyped-call]

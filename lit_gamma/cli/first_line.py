@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -90,9 +91,14 @@ def _said(config: Any) -> Iterator[str]:
     name = OmegaConf.select(OmegaConf.create(trainer), "logger.init_args.name") or "fit"
     layered = f"{shape['n_layers']} layers, d_model {width}" if shape else "a model"
     yield f"{name}: {layered}"
-    if "gamma" in model:
-        gamma = float(model["gamma"])
+    gamma, std = model.get("gamma"), model.get("init_std")
+    if gamma is not None:
+        gamma = float(gamma)
         yield f"γ {gamma:g}" + (f" (std {width**-gamma:.3g} at d_in {width})" if width else "")
+    elif std is not None:
+        std = float(std)
+        rate = f" (γ {-math.log(std, width):.3g} at d_in {width})" if width else ""
+        yield f"std {std:g}{rate}"
     yield _class_path(data).rpartition(".")[2]
     for limit, unit in (("max_steps", "steps"), ("max_epochs", "epochs")):
         if trainer.get(limit, -1) >= 0:

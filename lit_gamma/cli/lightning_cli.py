@@ -164,7 +164,13 @@ class LitGammaCLI(LightningCLI):
 def _name_of(model: LanguageModel) -> str:
     """The name of a run's folder, by what sets runs apart most often."""
     seed = os.environ.get("PL_GLOBAL_SEED")
-    return f"gamma{model.hparams['gamma']}" + (f"-seed{seed}" if seed else "")
+    return _drawn_by(model.hparams).replace(" ", "") + (f"-seed{seed}" if seed else "")
+
+
+def _drawn_by(made_with: Mapping[str, Any]) -> str:
+    """What the weights were drawn by: ``gamma 0.8`` or ``std 0.02``."""
+    gamma = made_with["gamma"]
+    return f"std {made_with['init_std']}" if gamma is None else f"gamma {gamma}"
 
 
 def _without_monitors(callbacks: list[Any]) -> list[Any]:
@@ -194,7 +200,7 @@ def _readable(summary: dict[str, Any]) -> str:
     earlier = measured_at is not None and measured_at < summary["steps"]
     lines = [
         "",
-        f"{summary['status']}: gamma {summary['gamma']}, seed {summary['seed']}, "
+        f"{summary['status']}: {_drawn_by(summary)}, seed {summary['seed']}, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
         *(f"  {in_lines(finding)}" for finding in summary.get("findings", {}).values()),
         *_metrics(summary["metrics"], f" (step {measured_at})" if earlier else ""),

@@ -201,6 +201,10 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+_ONE_OF = ("gamma", "model.init_std")
+"""Of these a run has one; the other is null and says nothing."""
+
+
 def _grouped(runs: Sequence[Run]) -> dict[str, list[int]]:
     """Runs of the same setting, told by the values that differ; seeds if nothing else does."""
     values = [{"gamma": run.gamma, **setting(run.config)} for run in runs]
@@ -210,7 +214,8 @@ def _grouped(runs: Sequence[Run]) -> dict[str, list[int]]:
         return {runs[0].path if runs[0].gamma is None else _named("gamma", runs[0].gamma): [0]}
     apart = differing(values) or differing([{"seed": run.seed} for run in runs])
     labels = [
-        ", ".join(_named(key, column[i]) for key, column in apart.items()) for i in range(len(runs))
+        ", ".join(_named(k, v[i]) for k, v in apart.items() if v[i] is not None or k not in _ONE_OF)
+        for i in range(len(runs))
     ]
     if not apart or (len(set(labels)) < len(runs) and not differing(values)):
         labels = [run.path for run in runs]

@@ -142,7 +142,7 @@ def check_weights(case: Case) -> Checked:
                 "gamma_init_(module, gamma), or the callback GammaInit(gamma)",
             )
         ]
-    now = Audit(case.now, case.audit.notes)
+    now = Audit(case.now, case.audit.notes, case.audit.std)
     off = [row for row in now if abs(row.deviation) > STANDARD_ERRORS]
     fact = f"{now.headline()}\n\n{indent(now.summary(), '  ')}\n"
     if not off:

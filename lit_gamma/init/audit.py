@@ -17,7 +17,8 @@ class AuditRow:
         name: Its name, see :class:`lit_gamma.NeuronMatrix`.
         role: Its role, see :data:`lit_gamma.weights.neurons.ROLES`.
         shape: (n_neurons, d_in).
-        gamma: The initialization rate that was applied.
+        gamma: The initialization rate that was applied; of a given std, the one that gives it at
+            this d_in (infinite where d_in is 1).
         expected_std: Standard deviation of the rule.
         realised_std: Root mean square of the entries drawn, in float64; NaN on the meta device.
     """
@@ -42,15 +43,21 @@ class Audit(tuple[AuditRow, ...]):
     Attributes:
         notes: What is not a plain draw, and the parameters it is true of: left alone because
             frozen, drawn though not recognised, ...
+        std: The std that was given in place of γ, if any.
     """
 
     notes: Mapping[str, tuple[str, ...]]
+    std: float | None
 
     def __new__(
-        cls, rows: Iterable[AuditRow] = (), notes: Mapping[str, Iterable[str]] | None = None
+        cls,
+        rows: Iterable[AuditRow] = (),
+        notes: Mapping[str, Iterable[str]] | None = None,
+        std: float | None = None,
     ) -> Audit:
         """Makes an audit of rows and notes."""
         audit = super().__new__(cls, rows)
+        audit.std = std
         audit.notes = {note: tuple(names) for note, names in (notes or {}).items()}
         return audit
 
@@ -69,13 +76,20 @@ class Audit(tuple[AuditRow, ...]):
 
     def headline(self) -> str:
         """One line: how many matrices were drawn, and how well the draw fits."""
-        rates = sorted({row.gamma for row in self})
         worst = max(self, key=lambda row: abs(row.deviation))
         return (
-            f"{len(self)} matrices drawn with std d_in^-gamma, gamma "
-            f"{', '.join(f'{rate:g}' for rate in rates)}; realised std within "
+            f"{len(self)} matrices drawn with std {self._rule()}; realised std within "
             f"{abs(worst.deviation):.1f} standard errors ({worst.name})"
         )
+
+    def _rule(self) -> str:
+        if self.std is None:
+            rates = sorted({row.gamma for row in self})
+            return f"d_in^-gamma, gamma {', '.join(f'{rate:g}' for rate in rates)}"
+        ends = sorted({(row.gamma, row.shape[1]) for row in self})
+        del ends[1:-1]
+        said = " to ".join(f"{rate:.3g} (d_in {d_in})" for rate, d_in in ends)
+        return f"{self.std:g}, that is gamma {said}"
 
     def summary(self) -> str:
         """The table with one line per role and std, and the notes with their first names."""

@@ -50,7 +50,8 @@ _META = "not drawn, on the meta device: call module.to_empty(device=...) and ini
 class _Rule:
     """The options of :func:`gamma_init_`, checked."""
 
-    gamma: float
+    gamma: float | None
+    std: float | None
     rates: Mapping[str, float]
     residual_scale: ResidualScale
     preset: Preset | None
@@ -60,28 +61,35 @@ class _Rule:
     def row(self, parameter: Parameter, part: Part) -> AuditRow:
         """What is expected of a matrix; its realised std is not known yet."""
         shape = part.matrix(torch.empty(parameter.tensor.shape, device="meta")).shape
-        rate = self.rates.get(_GROUP_OF.get(part.role, ""), self.gamma)
-        std = (self.d_model if self.preset and self.d_model else shape[1]) ** -rate
+        std, rate = self._std_and_rate(part.role, shape[1])
         if self.residual_scale == "depth" and part.role in _RESIDUAL_ROLES:
             std /= math.sqrt(2 * self.n_layers)
         name, dtype = f"{parameter.path}{part.suffix}", parameter.tensor.dtype
         if std < torch.finfo(dtype).tiny:
             raise InputError(
                 f"gamma {rate} gives {name} a std of {std:.3g}, "
-                f"below what {dtype} can hold; choose a smaller gamma"
+                f"below what {dtype} can hold; choose a smaller gamma, or a larger std"
             )
         return AuditRow(name, part.role, (shape[0], shape[1]), rate, std, math.nan)
+
+    def _std_and_rate(self, role: str, d_in: int) -> tuple[float, float]:
+        rate = self.rates.get(_GROUP_OF.get(role, ""), self.gamma)
+        if rate is not None:
+            return (self.d_model if self.preset and self.d_model else d_in) ** -rate, rate
+        assert self.std is not None
+        return self.std, math.inf if d_in == 1 else -math.log(self.std, d_in)
 
 
 @torch.no_grad()
 def gamma_init_(
     module: nn.Module,
-    gamma: float = 1.0,
+    gamma: float | None = 1.0,
     overrides: Mapping[str, float] | None = None,
     residual_scale: ResidualScale = "none",
     preset: Preset | None = None,
     generator: torch.Generator | None = None,
     roles: Roles | None = None,
+    std: float | None = None,
 ) -> Audit:
     r"""Initializes a module in place by the γ rule.
 
@@ -100,7 +108,7 @@ def gamma_init_(
     Args:
         module: The module to initialize. Its parameters are overwritten.
         gamma: The initialization rate γ: 0.5 is the usual fan-in scale, larger is smaller
-            initialization, 1 the typical "small".
+            initialization, 1 the typical "small". None if ``std`` is given.
         overrides: γ for single groups of roles, by the names of :data:`GROUPS`.
         residual_scale: ``depth`` multiplies the std of the matrices that write to the residual
             stream by 1/sqrt(2 n_layers), as GPT-2 does.
@@ -110,25 +118,30 @@ def gamma_init_(
         generator: Source of randomness; its device does the drawing, whatever the parameters'. If
             None, the global one of each parameter's device.
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
+        std: One σ for every matrix that no override names, in place of γ: 0.02 is usual (GPT-2).
+            The audit says which γ that is at each d_in.
 
     Returns:
         The audit, for each matrix the expected and the realised std, and what was left alone.
 
     Raises:
-        InputError: γ is not finite, is negative or too large for the dtype, or an override names
-            no group, or one that has no matrix here. Nothing has been overwritten then.
+        InputError: Not one of γ and ``std`` is given; it is not finite, is negative or gives a std
+            too small for the dtype; an override names no group, or one that has no matrix here.
+            Nothing has been overwritten then.
     """
-    rates = checked_rates(gamma, overrides or {})
+    rates = checked_rates(gamma, overrides or {}, std)
     if residual_scale not in get_args(ResidualScale):
         raise InputError(f"residual_scale {residual_scale!r} is unknown; known: none, depth")
     if preset not in (None, *get_args(Preset)):
         raise InputError(f"preset {preset!r} is unknown; known: complexity_control")
     if preset == "complexity_control":
+        if gamma is None:
+            raise InputError("preset complexity_control draws by gamma: give gamma in place of std")
         residual_scale = "depth"
     notes: dict[str, list[str]] = defaultdict(list)
     found = _trained(parameters(module, roles), notes)
     matrices = [parameter for parameter in found if parameter.kind == "matrix"]
-    rule = _Rule(gamma, rates, residual_scale, preset, _d_model(matrices), _n_layers(matrices))
+    rule = _Rule(gamma, std, rates, residual_scale, preset, _d_model(matrices), _n_layers(matrices))
     plan = [
         (matrix, [(part, rule.row(matrix, part)) for part in parts(matrix)]) for matrix in matrices
     ]
@@ -136,22 +149,29 @@ def gamma_init_(
     rows = [row for matrix, planned in plan for row in _draw(matrix, planned, generator, notes)]
     for parameter in found:
         _settle(parameter, preset, notes)
-    return Audit(rows, notes)
+    return Audit(rows, notes, std)
 
 
-def checked_rates(gamma: float, overrides: Mapping[str, float]) -> dict[str, float]:
+def checked_rates(
+    gamma: float | None, overrides: Mapping[str, float], std: float | None = None
+) -> dict[str, float]:
     """Returns the overrides.
 
     Raises:
-        InputError: γ or an override is impossible, or an override names no group.
+        InputError: Not one of γ and std is given, one of them or an override is impossible, or an
+            override names no group.
     """
+    if std is not None and not (math.isfinite(std) and std > 0):
+        raise InputError(f"std (init_std) must be finite and positive, got {std}")
+    if (gamma is None) == (std is None):
+        raise InputError(f"gamma is {gamma}, std (init_std) is {std}: give one, the other null")
     unknown = sorted(set(overrides) - set(GROUPS))
     if unknown:
         raise InputError(
             f"gamma override {unknown[0]!r} names no group; known: {', '.join(GROUPS)}"
         )
     for name, value in {"gamma": gamma, **overrides}.items():
-        if not (math.isfinite(value) and value >= 0):
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}: gamma must be finite and not negative, got {value}")
     return dict(overrides)
 

@@ -13,8 +13,9 @@ from lit_gamma.model.transformer import Transformer
 def flops_per_token(model: Transformer, length: int) -> float:
     """Floating-point operations of forward and backward per token (arXiv 2204.02311, appendix B).
 
-    Six per weight of a matrix product, and 12 · n_layers · d_model · length for attention; tables
-    that are only looked up do not count, nor does the causal mask halve attention.
+    Six per weight of a matrix product, and 12 · n_layers · n_heads · d_head · length for
+    attention; tables that are only looked up do not count, nor does the causal mask halve
+    attention.
 
     Args:
         model: The transformer, its weights whole or sharded.
@@ -26,7 +27,8 @@ def flops_per_token(model: Transformer, length: int) -> float:
     if not config.tie_embeddings:
         looked_up += config.vocab_size * config.d_model
     weights = sum(p.numel() for p in matrices) - looked_up
-    return 6.0 * weights + 12.0 * config.n_layers * config.d_model * length
+    width = config.n_heads * config.head_width
+    return 6.0 * weights + 12.0 * config.n_layers * width * length
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_gamma.batch import IGNORED
 from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
-from lit_gamma.model.optimizer import OptimizerConfig
+from lit_gamma.model.optimizer import LRAndWeightDecay, OptimizerConfig
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 
 
@@ -57,7 +57,8 @@ class LanguageModel(LightningModule):
 
     Args:
         transformer: The model's shape.
-        gamma: The initialization rate γ: std = d_in^(-γ), see :func:`lit_gamma.gamma_init_`.
+        gamma: The initialization rate γ: std = d_in^(-γ), see :func:`lit_gamma.gamma_init_`. None
+            if ``init_std`` is given.
         gamma_overrides: γ for groups of roles: embedding, attention_qk, attention_vo, mlp, lm_head.
         residual_scale: ``depth`` for GPT-2's 1/sqrt(2 n_layers) on residual projections.
         init_preset: ``complexity_control`` for the released code of arXiv 2501.08537.
@@ -65,6 +66,7 @@ class LanguageModel(LightningModule):
         compile: Compile the transformer with ``torch.compile``.
         activation_checkpointing: Compute activations again in the backward pass, in place of
             keeping them: less memory, a third more work.
+        init_std: One σ for every matrix, in place of γ; 0.02 is usual.
 
     Attributes:
         init_audit: Realised against expected std per tensor, as drawn.
@@ -73,13 +75,14 @@ class LanguageModel(LightningModule):
     def __init__(
         self,
         transformer: TransformerConfig,
-        gamma: float = 1.0,
+        gamma: float | None = 1.0,
         gamma_overrides: dict[str, float] | None = None,
         residual_scale: ResidualScale = "none",
         init_preset: Preset | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool = False,
         activation_checkpointing: bool = False,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         # A checkpoint holds plain values, so that it opens without this package's classes.
@@ -89,6 +92,7 @@ class LanguageModel(LightningModule):
             {
                 "transformer": asdict(transformer),
                 "gamma": gamma,
+                "init_std": init_std,
                 "gamma_overrides": gamma_overrides,
                 "residual_scale": residual_scale,
                 "init_preset": init_preset,
@@ -101,7 +105,7 @@ class LanguageModel(LightningModule):
         self.transformer = Transformer(transformer)
         self.transformer.activation_checkpointing = activation_checkpointing
         self.init_audit = gamma_init_(
-            self.transformer, gamma, gamma_overrides, residual_scale, init_preset
+            self.transformer, gamma, gamma_overrides, residual_scale, init_preset, std=init_std
         )
         self.eval_metrics = nn.ModuleDict()
 
@@ -137,7 +141,7 @@ class LanguageModel(LightningModule):
 
     def _refuse_what_a_resume_ignores(self, trained_with: Mapping[str, Any]) -> None:
         """The weights are drawn, and the optimizer's state holds its settings."""
-        names = ("gamma", "gamma_overrides", "residual_scale", "init_preset")
+        names = ("gamma", "init_std", "gamma_overrides", "residual_scale", "init_preset")
         pairs = {n: (trained_with[n], self.hparams[n]) for n in names if n in trained_with}
         theirs, ours = trained_with.get("optimizer", {}), self.hparams["optimizer"]
         kept = (name for name in ("lr", "weight_decay", "betas") if name in theirs)
@@ -197,22 +201,25 @@ class LanguageModel(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, weight decay on matrices only, the schedule stepped per optimizer step."""
+        """AdamW, weight decay on matrices only, the schedules stepped per optimizer step."""
         config = self.optimizer_config
         parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        decay = {"weight_decay": config.weight_decay, "peak_weight_decay": config.weight_decay}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2], **decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         fused = self.trainer.precision != "16-mixed"  # Its gradient scaler rules clipping out then.
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-        total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
             raise InputError(
                 "the learning rate needs an end: set trainer.max_steps or trainer.max_epochs"
             )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: config.lr_factor(step, int(total_steps))
+        schedule = LRAndWeightDecay(
+            optimizer,
+            lambda step: config.lr_factor(step, int(steps)),
+            lambda step: config.weight_decay_at(step, int(steps)),
         )
         return {
             "optimizer": optimizer,

@@ -1,10 +1,15 @@
-"""The optimizer's settings and the course of its learning rate."""
+"""The optimizer's settings and the course of its learning rate and weight decay."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from lit_gamma.errors import InputError
 
@@ -24,6 +29,9 @@ class OptimizerConfig:
         schedule: ``cosine`` from the warm-up to the end, or ``wsd`` (warm-up, stable, decay; arXiv
             2404.06395): constant, then linear over the last ``decay_fraction`` of the steps.
         decay_fraction: Share of all steps in which ``wsd`` decays.
+        weight_decay_window: Start and end, as shares of all steps, of the part of training that
+            has ``weight_decay`` (arXiv 2605.04396); all of it if None.
+        weight_decay_outside: Weight decay before and after that window.
     """
 
     lr: float = 1e-3
@@ -33,13 +41,26 @@ class OptimizerConfig:
     final_lr_ratio: float = 0.1
     schedule: Schedule = "cosine"
     decay_fraction: float = 0.2
+    weight_decay_window: tuple[float, float] | None = None
+    weight_decay_outside: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"optimizer.lr must be positive, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        for name in ("weight_decay", "weight_decay_outside"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"optimizer.{name} must be finite and not negative, got {value}")
+        window = self.weight_decay_window
+        if window is None and self.weight_decay_outside:
             raise InputError(
-                f"optimizer.weight_decay must be finite and not negative, got {self.weight_decay}"
+                f"optimizer.weight_decay_outside is {self.weight_decay_outside}, but there is no "
+                "window: set optimizer.weight_decay_window, or leave it 0"
+            )
+        if window is not None and (len(window) != 2 or not 0 <= window[0] < window[1] <= 1):
+            raise InputError(
+                f"optimizer.weight_decay_window must be a start and a later end in 0 .. 1, "
+                f"got {window}"
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
@@ -68,3 +89,38 @@ class OptimizerConfig:
             progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
             remaining = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * remaining
+
+    def weight_decay_at(self, step: int, total_steps: int) -> float:
+        """Weight decay of the optimizer step that follows ``step`` others."""
+        if self.weight_decay_window is None:
+            return self.weight_decay
+        start, end = (round(share * total_steps) for share in self.weight_decay_window)
+        return self.weight_decay if start <= step < end else self.weight_decay_outside
+
+
+class LRAndWeightDecay(LambdaLR):
+    """Sets the learning rate of all groups, and the weight decay of the first, for the next step.
+
+    Args:
+        optimizer: The optimizer.
+        lr_factor: Share of the learning rate after so many steps.
+        weight_decay: Weight decay after so many steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_factor: Callable[[int], float],
+        weight_decay: Callable[[int], float],
+    ) -> None:
+        self._weight_decay = weight_decay
+        super().__init__(optimizer, lr_factor)
+
+    @override
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        self.optimizer.param_groups[0]["weight_decay"] = self._weight_decay(self.last_epoch)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in super().state_dict().items() if k != "_weight_decay"}

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: pre-norm RMSNorm, gated attention, RoPE or learned positions."""
+"""A decoder-only transformer: pre- or post-norm, gated attention, RoPE or learned positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from lit_gamma.model.rope import Rope, Rotation, rotate
 Gate = Literal["elementwise", "headwise", "none"]
 Position = Literal["rope", "learned"]
 MLP = Literal["gelu", "swiglu"]
-_CHOICES = {"gate": get_args(Gate), "position": get_args(Position), "mlp": get_args(MLP)}
+Norm = Literal["rmsnorm", "layernorm"]
+NormPosition = Literal["pre", "post"]
+_CHOICES = {
+    "gate": get_args(Gate),
+    "position": get_args(Position),
+    "mlp": get_args(MLP),
+    "norm": get_args(Norm),
+    "norm_position": get_args(NormPosition),
+}
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,10 @@ class TransformerConfig:
         vocab_size: Number of tokens.
         context_length: Longest sequence, in tokens.
         n_layers: Number of blocks.
-        n_heads: Attention heads per block; must divide d_model.
+        n_heads: Attention heads per block; must divide d_model if d_head is None.
         d_model: Width of the residual stream.
         d_ff: Width of the MLP's hidden layer; 4 * d_model if None.
-        norm_eps: ε of RMSNorm. Small weights make small activations, which a larger ε (1e-5)
+        norm_eps: ε of the norms. Small weights make small activations, which a larger ε (1e-5)
             keeps from being normalized (arXiv 2606.17945).
         gate: Gated attention (arXiv 2505.06708): one sigmoid gate per channel (``elementwise``),
             per head (``headwise``), or ``none``.
@@ -40,6 +48,11 @@ class TransformerConfig:
         mlp: ``gelu`` (two matrices) or ``swiglu`` (three).
         tie_embeddings: Use the embedding table as the output projection.
         bias: Give every linear layer a bias.
+        d_head: Channels per attention head; d_model / n_heads if None.
+        norm: ``rmsnorm``, or ``layernorm`` (arXiv 1607.06450) with scale and shift.
+        norm_position: ``pre``, x + f(norm(x)) and a norm before the output projection; or ``post``,
+            norm(x + f(x)) as in arXiv 1706.03762: the embedding enters the first block as it is,
+            the last block's output is normalized already and no other norm follows it.
     """
 
     vocab_size: int
@@ -54,6 +67,9 @@ class TransformerConfig:
     mlp: MLP = "gelu"
     tie_embeddings: bool = False
     bias: bool = False
+    d_head: int | None = None
+    norm: Norm = "rmsnorm"
+    norm_position: NormPosition = "pre"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model"):
@@ -66,23 +82,25 @@ class TransformerConfig:
                 )
         if not self.norm_eps >= 0:
             raise InputError(f"norm_eps must not be negative, got {self.norm_eps}")
-        if self.d_ff is not None and self.d_ff < 1:
-            raise InputError(f"d_ff must be at least 1 or null, got {self.d_ff}")
-        if self.d_model % self.n_heads:
+        for name in ("d_ff", "d_head"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"{name} must be at least 1 or null, got {size}")
+        if self.d_head is None and self.d_model % self.n_heads:
             raise InputError(
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                f"choose n_heads among the divisors of d_model"
+                f"choose n_heads among the divisors of d_model, or set d_head"
             )
-        if self.position == "rope" and self.d_head % 2:
+        if self.position == "rope" and self.head_width % 2:
             raise InputError(
-                f"rope rotates pairs of channels, but d_model / n_heads = {self.d_head} is odd; "
-                f"change n_heads or d_model, or set position: learned"
+                f"rope rotates pairs of channels, but d_head (null: d_model / n_heads) = "
+                f"{self.head_width} is odd; make it even, or set position: learned"
             )
 
     @property
-    def d_head(self) -> int:
+    def head_width(self) -> int:
         """Channels per attention head."""
-        return self.d_model // self.n_heads
+        return self.d_head or self.d_model // self.n_heads
 
 
 class Transformer(nn.Module):
@@ -104,9 +122,9 @@ class Transformer(nn.Module):
         if config.position == "learned":
             self.position = nn.Embedding(config.context_length, config.d_model)
         else:
-            self.rope = Rope(config.d_head, config.context_length)
+            self.rope = Rope(config.head_width, config.context_length)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = _norm(config) if config.norm_position == "pre" else nn.Identity()
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
@@ -155,7 +173,7 @@ class Transformer(nn.Module):
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache of keys and values for a batch of that many sequences."""
         config = self.config
-        shape = (batch, config.n_heads, config.context_length, config.d_head)
+        shape = (batch, config.n_heads, config.context_length, config.head_width)
         weight = self.lm_head.weight
         return [LayerCache(shape, weight.dtype, weight.device) for _ in self.blocks]
 
@@ -174,22 +192,33 @@ def _mask(start: int, end: int, document_ids: Tensor | None, device: torch.devic
     return torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)
 
 
+def _norm(config: TransformerConfig) -> nn.Module:
+    kind = RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    return kind(config.d_model, eps=config.norm_eps)
+
+
 class Block(nn.Module):
-    """Attention and MLP, each on a normalized copy of the residual stream."""
+    """Attention and MLP, each with a norm before it or after its sum with the residual stream."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norms_after = config.norm_position == "post"
+        self.attention_norm = _norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp_norm = _norm(config)
         self.mlp = GeluMLP(config) if config.mlp == "gelu" else SwiGLU(config)
 
     def forward(
         self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         """Maps (batch, length, d_model) to the same shape."""
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        out: Tensor
+        if self.norms_after:
+            x = self.attention_norm(x + self.attention(x, rotation, mask, cache))
+            out = self.mlp_norm(x + self.mlp(x))
+        else:
+            x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+            out = x + self.mlp(self.mlp_norm(x))
         return out
 
 
@@ -201,16 +230,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        width = config.d_model
+        d_model, width = config.d_model, config.n_heads * config.head_width
         self.n_heads = config.n_heads
-        self.query = nn.Linear(width, width, config.bias)
-        self.key = nn.Linear(width, width, config.bias)
-        self.value = nn.Linear(width, width, config.bias)
+        self.query = nn.Linear(d_model, width, config.bias)
+        self.key = nn.Linear(d_model, width, config.bias)
+        self.value = nn.Linear(d_model, width, config.bias)
         self.gate: nn.Linear | None = None
         if config.gate != "none":
             gates = width if config.gate == "elementwise" else config.n_heads
-            self.gate = nn.Linear(width, gates, config.bias)
-        self.out = nn.Linear(width, width, config.bias)
+            self.gate = nn.Linear(d_model, gates, config.bias)
+        self.out = nn.Linear(width, d_model, config.bias)
 
     def forward(
         self,

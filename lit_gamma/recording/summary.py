@@ -40,14 +40,15 @@ def summarize(
         measured_at: The step at which they were, if that is known.
 
     Returns:
-        All of that with gamma, seed and steps, what the callbacks find and, where they were
-        recorded, the extremes of each role and the phases. TensorBoard gets the phases as text.
+        All of that with gamma or init_std, seed and steps, what the callbacks find and, where they
+        were recorded, the extremes of each role and the phases, which TensorBoard gets as text.
     """
     for callback in run.callbacks:
         callback.flush()
     summary = {
         "status": _divergence(run) or status,
         "gamma": run.hyperparameters.get("gamma"),
+        "init_std": run.hyperparameters.get("init_std"),
         "seed": run.seed,
         "steps": run.step,
         "seconds": round(seconds, 2),

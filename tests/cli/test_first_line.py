@@ -24,6 +24,8 @@ def test_the_default_experiment_is_told(workspace):
         "1500 steps; recording condensation, effective rank, weight norms, token loss, "
         "token loss profile, overhead, anchor reasoning"
     )
+    usual = first_line([ANCHOR, "--model.gamma=null", "--model.init_std=0.02"])
+    assert "; std 0.02 (γ 0.806 at d_in 128); " in usual
 
 
 @pytest.mark.slow
@@ -32,6 +34,7 @@ def test_the_default_experiment_is_told(workspace):
     [
         [ANCHOR],
         [ANCHOR, "--model.gamma=.3", "--model.transformer.d_model=64", "--trainer.max_steps=9"],
+        [ANCHOR, "--model.gamma=null", "--model.init_std=.02"],
         [ANCHOR, "--config=x.yaml"],
         [ANCHOR, "--trainer.callbacks+=Kurtosis", "--trainer.callbacks.init_args.schedule.every=2"],
         [ANCHOR, "--trainer.callbacks=null", "--trainer.callbacks+=ProbeLoss"],

@@ -230,6 +230,12 @@ def test_runs_form_groups_by_what_differs_but_the_seed(runs, tmp_path):
     config.write_text(config.read_text().replace("weight_decay: 0.1", "weight_decay: 1.0"))
     expected = {"weight_decay = 0.1": [0, 1], "weight_decay = 1.0": [2]}
     assert align([runs["a"], runs["a2"], tmp_path / "c"]).groups == expected
+    config.write_text(config.read_text().replace("init_std: null", "init_std: 0.02"))
+    summary = tmp_path / "c" / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "gamma": None}))
+    of_std = "weight_decay = 1.0, init_std = 0.02"
+    expected = {"γ = 0.5, weight_decay = 0.1": [0], of_std: [1]}
+    assert align([runs["a"], tmp_path / "c"]).groups == expected
     config = {"m": {"class_path": "a.B", "init_args": {"x": 1}}, "l": [{"class_path": "p.Q"}]}
     assert flat(config) == {"m.class_path": "a.B", "m.x": 1, "l.Q.class_path": "p.Q"}
 

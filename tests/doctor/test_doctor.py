@@ -33,6 +33,9 @@ def test_a_healthy_module_gets_its_figures_and_no_finding():
     assert diagnosis.facts["attention"].startswith("2 layers, 2 heads, a gate")
     assert diagnosis.facts["weight decay"].startswith("0.1 at gamma 0.50")
     assert "nothing found" in str(diagnosis)
+    usual = examined(tiny_module(None, init_std=0.02, d_model=128), weight_decay=0.1)
+    assert usual.facts["weights"].startswith("16 matrices drawn with std 0.02, that is gamma 0.627")
+    assert usual.facts["weight decay"] == "0.1 at gamma 0.81"
 
 
 def findings(diagnosis) -> list[tuple[str, str]]:

@@ -43,11 +43,12 @@ class Snapshots(lightning.Callback):
         self.weights[trainer.global_step] = {k: v.clone() for k, v in state.items()}
 
 
-def tiny_module(gamma: float = 0.8, lr: float = 0.01, **transformer) -> LanguageModel:
+def tiny_module(
+    gamma: float | None = 0.8, lr: float = 0.01, init_std: float | None = None, **transformer
+) -> LanguageModel:
     shape = {"vocab_size": 110, "context_length": 9, "d_model": 16, **transformer}
-    return LanguageModel(
-        TransformerConfig(**shape), gamma, optimizer=OptimizerConfig(lr=lr, warmup_steps=2)
-    )
+    optimizer = OptimizerConfig(lr=lr, warmup_steps=2)
+    return LanguageModel(TransformerConfig(**shape), gamma, optimizer=optimizer, init_std=init_std)
 
 
 def fit(

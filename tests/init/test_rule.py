@@ -97,6 +97,33 @@ def test_every_matrix_has_std_d_in_to_the_minus_gamma(gamma, gate):
     assert_stds(module, {name: d_in**-gamma for name, d_in in D_IN.items()})
 
 
+def test_one_std_for_every_matrix_and_the_audit_says_which_gamma_that_is():
+    module = model()
+    audit = gamma_init_(module, None, std=0.02, generator=seeded(17))
+    assert_stds(module, dict.fromkeys(D_IN, 0.02))
+    for row in audit:
+        assert row.expected_std == 0.02
+        assert row.shape[1] ** -row.gamma == pytest.approx(0.02, rel=1e-12)
+    assert audit.headline().startswith(
+        "27 matrices drawn with std 0.02, that is gamma 0.796 (d_in 136) to 1.01 (d_in 48); "
+    )
+    widths = {128: 0.81, 256: 0.71, 768: 0.59, 2048: 0.51}  # as science.md has them
+    for d_in, gamma in widths.items():
+        (row,) = gamma_init_(nn.Linear(d_in, 9), None, std=0.02)
+        assert row.gamma == pytest.approx(gamma, abs=0.005)
+    (row,) = gamma_init_(nn.Linear(1, 9), None, std=0.02)
+    assert row.gamma == math.inf
+
+
+def test_gpt2_s_initialization_is_one_std_scaled_by_depth():
+    """Of a group that is overridden, γ decides."""
+    module = model()
+    gamma_init_(module, None, {"lm_head": 0.5}, "depth", generator=seeded(18), std=0.02)
+    scaled = 0.02 / math.sqrt(2 * LAYERS)
+    expected = {name: scaled if name.endswith(RESIDUAL) else 0.02 for name in D_IN}
+    assert_stds(module, expected | {"lm_head": D_MODEL**-0.5})
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_override_reaches_its_group_and_no_other(group):
     module = model()
@@ -252,13 +279,22 @@ def test_an_impossible_gamma_is_named_and_nothing_is_overwritten(gamma, override
     [
         ({"residual_scale": "Depth"}, "'Depth'"),
         ({"preset": "paper"}, "'paper'.*complexity_control"),
+        ({"std": 0.02}, r"gamma is 0\.5, std \(init_std\) is 0\.02: give one"),
+        ({"gamma": None}, r"gamma is None, std \(init_std\) is None: give one"),
+        ({"gamma": None, "std": math.nan}, "std.*must be.*nan"),
+        ({"gamma": None, "std": -0.02}, r"std.*must be.*-0\.02"),
+        ({"gamma": None, "std": 1e-39}, "embedding a std of 1e-39.*larger std"),
+        (
+            {"gamma": None, "std": 0.02, "preset": "complexity_control"},
+            "give gamma in place of std",
+        ),
     ],
 )
 def test_an_unknown_option_is_refused_and_nothing_is_overwritten(option, message):
     module = model()
     before = state(module)
     with pytest.raises(InputError, match=message):
-        gamma_init_(module, 0.5, **option)
+        gamma_init_(module, **{"gamma": 0.5, **option})
     assert_same_state(module, before)
 
 

@@ -6,8 +6,10 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
-from helpers.runs import fit, tiny_module
+from helpers.runs import Snapshots, fit, tiny_module
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -98,6 +100,11 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
         ({"final_lr_ratio": -0.5}, r"final_lr_ratio.*-0\.5"),
         ({"schedule": "linear"}, "schedule.*'linear'"),
         ({"decay_fraction": 0.0}, r"decay_fraction.*0\.0"),
+        ({"weight_decay_outside": -1.0}, r"weight_decay_outside.*-1\.0"),
+        ({"weight_decay_outside": 0.1}, r"weight_decay_outside is 0\.1.*no window"),
+        ({"weight_decay_window": (0.5, 0.5)}, r"weight_decay_window.*\(0\.5, 0\.5\)"),
+        ({"weight_decay_window": (0.5, 1.5)}, r"weight_decay_window.*\(0\.5, 1\.5\)"),
+        ({"weight_decay_window": (0.5,)}, r"weight_decay_window.*\(0\.5,\)"),
     ],
 )
 def test_an_impossible_optimizer_is_refused_by_its_values(values, message):
@@ -122,6 +129,33 @@ def test_training_lowers_the_loss_by_the_schedule_with_decay_on_the_matrices_alo
     assert all(name.endswith(("norm.weight", "bias")) for name in names[1])
     assert not any(name.endswith(("norm.weight", "bias")) for name in names[0])
     assert decayed["lr"] == free["lr"] == pytest.approx(3e-3 * optimizer.lr_factor(60, 60))
+
+
+def test_weight_decay_has_a_window_that_is_recorded_and_goes_on_exactly(tmp_path):
+    """The rows of tokens that never come have no gradient: decay alone shrinks them."""
+    settings = {"lr": 0.1, "warmup_steps": 3, "weight_decay": 0.5, "weight_decay_outside": 0.01}
+    config = OptimizerConfig(**settings, weight_decay_window=(0.25, 0.7))
+    expected = [0.01] * 2 + [0.5] * 5 + [0.01] * 3  # round(2.5) = 2, and 7
+
+    def run(folder, **options):
+        seen = Snapshots()
+        every = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+        monitor = LearningRateMonitor(log_weight_decay=True)
+        options |= {"max_steps": 10, "enable_checkpointing": True, "log_every_n_steps": 1}
+        trainer = fit(folder, seen, every, monitor, module=model(config), version="tb", **options)
+        return seen.weights, trainer
+
+    weights, trainer = run(tmp_path / "whole")
+    rows = [weights[step]["transformer.embedding.weight"][5:20].double() for step in range(11)]
+    for step, decay in enumerate(expected):
+        shrunk = rows[step] * (1 - 0.1 * config.lr_factor(step, 10) * decay)
+        torch.testing.assert_close(rows[step + 1], shrunk, rtol=3e-7, atol=0)
+    events = EventAccumulator(trainer.log_dir).Reload()
+    recorded = events.Scalars("lr-AdamW/pg1-weight_decay")
+    assert [scalar.value for scalar in recorded] == pytest.approx(expected)
+    for step in (1, 2, 4, 7):
+        resumed, _ = run(tmp_path / str(step), ckpt_path=tmp_path / "whole" / f"step={step}.ckpt")
+        assert all(torch.equal(p, resumed[10][name]) for name, p in weights[10].items())
 
 
 def test_the_first_step_moves_by_the_first_rate_of_the_warm_up():
@@ -269,6 +303,7 @@ def test_a_checkpoint_gives_the_same_model_back(tmp_path):
     [
         (0.8, 0.02, r"model\.optimizer\.lr is 0\.02, but the checkpoint was trained with 0\.01"),
         (0.5, 0.01, r"model\.gamma is 0\.5, but the checkpoint was trained with 0\.8"),
+        (None, 0.01, r"model\.gamma is None, but the checkpoint was trained with 0\.8"),
     ],
 )
 def test_settings_that_a_resume_would_not_follow_are_refused(tmp_path, gamma, lr, message):
@@ -276,5 +311,5 @@ def test_settings_that_a_resume_would_not_follow_are_refused(tmp_path, gamma, lr
     checkpoint = first.checkpoint_callback.best_model_path
     again = {"ckpt_path": checkpoint, "max_steps": 4}
     with pytest.raises(InputError, match=message):
-        fit(tmp_path, module=tiny_module(gamma, lr), **again)
+        fit(tmp_path, module=tiny_module(gamma, lr, None if gamma else 0.02), **again)
     assert fit(tmp_path, module=tiny_module(), **again).global_step == 4

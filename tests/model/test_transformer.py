@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gamma import InputError, Transformer, TransformerConfig, gamma_init_, neurons
+from lit_gamma.model.flops import flops_per_token
 from lit_gamma.model.rope import Rope, rotate
 
 ERF = np.vectorize(math.erf)
@@ -41,8 +45,11 @@ def reference_logits(config, parameters, ids):
         return y + parameters[f"{name}.bias"] if config.bias else y
 
     def norm(name, x):
+        if config.norm == "layernorm":
+            x = x - x.mean(axis=1, keepdims=True)
         rms = np.sqrt((x**2).mean(axis=1, keepdims=True) + config.norm_eps)
-        return x / rms * parameters[f"{name}.weight"]
+        y = x / rms * parameters[f"{name}.weight"]
+        return y + parameters[f"{name}.bias"] if config.norm == "layernorm" else y
 
     def attention(name, x):
         heads = [
@@ -74,11 +81,16 @@ def reference_logits(config, parameters, ids):
     if config.position == "learned":
         x = x + parameters["position.weight"][: len(ids)]
     for layer in range(config.n_layers):
-        block = f"blocks.{layer}"
-        x = x + attention(f"{block}.attention", norm(f"{block}.attention_norm", x))
-        x = x + mlp(f"{block}.mlp", norm(f"{block}.mlp_norm", x))
+        for part, f in (("attention", attention), ("mlp", mlp)):
+            name = f"blocks.{layer}.{part}"
+            if config.norm_position == "pre":
+                x = x + f(name, norm(f"{name}_norm", x))
+            else:
+                x = norm(f"{name}_norm", x + f(name, x))
+    if config.norm_position == "pre":
+        x = norm("norm", x)
     unembedding = "embedding" if config.tie_embeddings else "lm_head"
-    return norm("norm", x) @ parameters[f"{unembedding}.weight"].T
+    return x @ parameters[f"{unembedding}.weight"].T
 
 
 def randomized(config, seed=0) -> Transformer:
@@ -104,7 +116,10 @@ def configs(draw):
         n_layers=draw(st.integers(1, 3)),
         n_heads=n_heads,
         d_model=n_heads * draw(st.sampled_from([2, 4, 10])),
+        d_head=draw(st.sampled_from([None, 2, 6])),
         d_ff=draw(st.sampled_from([None, 1, 7])),
+        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
+        norm_position=draw(st.sampled_from(["pre", "post"])),
         norm_eps=draw(st.sampled_from([1e-12, 1e-5, 0.3])),
         gate=draw(st.sampled_from(["elementwise", "headwise", "none"])),
         position=draw(st.sampled_from(["rope", "learned"])),
@@ -125,6 +140,34 @@ def test_forward_equals_a_float64_reference(config, data):
     for row in range(2):
         expected = reference_logits(config, parameters, ids[row].numpy())
         np.testing.assert_allclose(logits[row], expected, rtol=0, atol=1e-9 * abs(expected).max())
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_a_layernorm_block_is_that_of_torch(norm_position):
+    config = TransformerConfig(
+        20, 12, 1, 2, 8, gate="none", bias=True, norm="layernorm", norm_position=norm_position
+    )
+    block = randomized(config).blocks[0]
+    theirs = nn.TransformerEncoderLayer(
+        8, 2, 32, 0.0, "gelu", config.norm_eps, True, norm_position == "pre", dtype=torch.float64
+    )
+    ours = block.attention, block.mlp, block.attention_norm, block.mlp_norm
+    renamed = {
+        "self_attn.out_proj": ours[0].out, "linear1": ours[1].up, "linear2": ours[1].down,
+        "norm1": ours[2], "norm2": ours[3],
+    }  # fmt: skip
+    weights = {
+        f"{name}.{leaf}": p
+        for name, part in renamed.items()
+        for leaf, p in part.state_dict().items()
+    }
+    for leaf in ("weight", "bias"):
+        parts = [getattr(getattr(ours[0], name), leaf) for name in ("query", "key", "value")]
+        weights[f"self_attn.in_proj_{leaf}"] = torch.cat(parts)
+    theirs.load_state_dict(weights)
+    x = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    causal = nn.Transformer.generate_square_subsequent_mask(12, dtype=torch.float64)
+    torch.testing.assert_close(block(x, None, None, None), theirs(x, causal), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
@@ -178,6 +221,17 @@ def test_checkpointed_activations_give_the_same_gradients():
     assert all(map(torch.equal, *gradients))
 
 
+@settings(max_examples=20)
+@given(configs(), st.data())
+def test_the_arithmetic_is_what_torch_counts(config, data):
+    length = data.draw(st.integers(1, config.context_length))
+    config = replace(config, norm="layernorm")  # RMSNorm's backward has a small product of its own.
+    model, ids = Transformer(config), tokens(config.vocab_size, 2, length)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    assert counter.get_total_flops() == 2 * length * flops_per_token(model, length)
+
+
 @settings(max_examples=60)
 @given(st.sampled_from([2, 4, 32]), st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
 def test_rope_scores_depend_on_the_distance_alone(d_head, i, j, by):
@@ -211,11 +265,14 @@ def test_the_first_norm_saturates_at_gamma_1_as_the_documents_compute(eps, rms):
         ({"n_heads": 0}, "n_heads.*0"),
         ({"d_model": 0}, "d_model.*0"),
         ({"d_ff": 0}, "d_ff.*0"),
+        ({"d_head": 0}, "d_head.*0"),
         ({"norm_eps": -1.0}, r"norm_eps.*-1\.0"),
         ({"gate": "head"}, "gate.*'head'"),
         ({"position": "alibi"}, "position.*'alibi'"),
         ({"mlp": "relu"}, "mlp.*'relu'"),
-        ({"d_model": 12, "n_heads": 5}, "d_model 12.*n_heads 5"),
+        ({"norm": "batchnorm"}, "norm.*'batchnorm'"),
+        ({"norm_position": "sandwich"}, "norm_position.*'sandwich'"),
+        ({"d_model": 12, "n_heads": 5}, "d_model 12.*n_heads 5.*d_head"),
         ({"d_model": 15, "n_heads": 5}, "= 3 is odd.*position: learned"),
     ],
 )
@@ -233,16 +290,20 @@ def test_learned_positions_allow_heads_of_odd_width():
 @given(configs())
 def test_neurons_sees_every_matrix_once_with_its_role_layer_and_shape(config):
     d, d_ff = config.d_model, config.d_ff or 4 * config.d_model
-    square = ["query", "key", "value", "attention_out"]
+    width = config.n_heads * (config.d_head or d // config.n_heads)
     expected = Counter([("embedding", None, "embedding", (config.vocab_size, d))])
     if config.position == "learned":
         expected[("position", None, "position", (config.context_length, d))] += 1
     if not config.tie_embeddings:
         expected[("lm_head", None, "lm_head", (config.vocab_size, d))] += 1
     for layer in range(config.n_layers):
-        shapes = dict.fromkeys(square, (d, d))
+        shapes = dict.fromkeys(("query", "key", "value"), (width, d))
+        shapes["attention_out"] = (d, width)
         if config.gate != "none":
-            shapes["attention_gate"] = (d if config.gate == "elementwise" else config.n_heads, d)
+            shapes["attention_gate"] = (
+                width if config.gate == "elementwise" else config.n_heads,
+                d,
+            )
         for name in MLP_MATRICES[config.mlp]:
             shapes[f"mlp_{name}"] = (d, d_ff) if name == "down" else (d_ff, d)
         for role, shape in shapes.items():

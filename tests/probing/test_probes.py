@@ -41,7 +41,7 @@ def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
     """Attention weights of every layer, (batch, heads, length, length), in float64 NumPy."""
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     n, length = ids.shape
-    heads, half = model.config.n_heads, model.config.d_head // 2
+    heads, half = model.config.n_heads, model.config.head_width // 2
     angle = np.arange(length)[:, None] * 10000.0 ** (-np.arange(half) / half)
 
     def norm(x):

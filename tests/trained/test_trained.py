@@ -81,9 +81,12 @@ def test_impossible_sampling_is_refused():
             Sampling(**wrong)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_an_export_is_the_same_model(tmp_path, tied):
-    made = model(tie_embeddings=tied)
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"tie_embeddings": True}, {"norm": "layernorm", "norm_position": "post", "d_head": 10}],
+)
+def test_an_export_is_the_same_model(tmp_path, shape):
+    made = model(**shape)
     tokenizer = ByteTokenizer()
     trained.export(trained.Trained(made, {"gamma": 0.4}, tokenizer), tmp_path / "out")
     files = {path.name for path in tmp_path.glob("*/*")}
@@ -91,7 +94,8 @@ def test_an_export_is_the_same_model(tmp_path, tied):
     again = trained.load(tmp_path / "out")
     ids = torch.arange(8)[None]
     assert torch.equal(again.model(ids), made(ids))
-    assert (again.model.lm_head.weight is again.model.embedding.weight) == tied
+    tied = again.model.lm_head.weight is again.model.embedding.weight
+    assert tied == ("tie_embeddings" in shape)
     assert again.hyperparameters["gamma"] == 0.4
     assert again.text_tokenizer().encode(["aö"])[0].tolist() == [97, 195, 182]
     assert again.text_tokenizer().end_of_text == 256
