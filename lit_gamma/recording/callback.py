@@ -21,7 +21,6 @@ from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.layouts import Rows
 from lit_gamma.trajectory.table import Index, Quantity, Table, snake_case
-from lit_gamma.trajectory.tensorboard import write_layout
 
 
 class TrajectoryCallback(Callback):
@@ -168,8 +167,8 @@ class TrajectoryCallback(Callback):
         earlier = self.file.begin(run, self.name)
         if run.writes:
             self.file.open(earlier, self.table(), self.layout, run, self.settle)
-            if run.writer is not None and run.callbacks[0] is self:  # One layout per run.
-                write_layout(run.writer, [callback.table() for callback in run.callbacks])
+            if run.callbacks[0] is self:  # One layout per run.
+                run.lay_out()
         self.measure_if_due()
 
     def before(self, batch: Any) -> None:
