@@ -100,7 +100,8 @@ class TrajectoryCallback(Callback):
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the current weights, at the steps of ``pictures``; see :meth:`observe`.
 
-        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0.
+        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0. A picture goes
+        to all loggers that take some by ``run.show``, if ``run.pictured``.
         """
         raise NotImplementedError
 

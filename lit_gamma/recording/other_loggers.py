@@ -1,11 +1,13 @@
-"""What loggers other than TensorBoard's get: the lines that tell most."""
+"""What loggers other than TensorBoard's get: the lines that tell most, and pictures."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from PIL import Image
 
 from lit_gamma.trajectory.lines import Shown
 from lit_gamma.trajectory.table import Table
@@ -19,7 +21,7 @@ class OtherLoggers:
 
     They get the first :data:`MOST_TAGS` of TensorBoard's tags, by ``log_metrics``. The places in
     the tags put the loss first, then the task, condensation, ranks, norms; what else is recorded
-    follows while there is room. Nothing is repeated after a resume.
+    follows while there is room. Nothing is repeated after a resume. W&B and MLflow get pictures.
 
     Args:
         loggers: The loggers.
@@ -30,6 +32,11 @@ class OtherLoggers:
         self._tags: set[str] = set()
         self._all_tags = False
         self._failed: set[Logger] = set()
+
+    @property
+    def take_pictures(self) -> bool:
+        """Whether any of them does."""
+        return any(isinstance(logger, WandbLogger | MLFlowLogger) for logger in self._loggers)
 
     def choose(self, tables: Iterable[Table]) -> None:
         """Chooses the tags among those of all tables; all of them where TensorBoard gets all."""
@@ -45,6 +52,18 @@ class OtherLoggers:
         values = {tag: value for tag, value in shown.values.items() if self._chosen(tag)}
         if values and not shown.again:
             self._tell(lambda logger: logger.log_metrics(values, shown.step))
+
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        """Logs a picture where there is a place for it."""
+
+        def tell(logger: Logger) -> None:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(tag, [image], step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_image(logger.run_id, image, key=tag, step=step)
+
+        image = Image.open(io.BytesIO(png)).convert("RGB")
+        self._tell(tell)
 
     def _chosen(self, tag: str) -> bool:
         if len(self._tags) < MOST_TAGS:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,7 +24,7 @@ from lit_gamma.probing.forward import undisturbed
 from lit_gamma.recording.current import CurrentWeights
 from lit_gamma.recording.other_loggers import OtherLoggers
 from lit_gamma.trajectory.lines import View
-from lit_gamma.trajectory.tensorboard import curves, write_layout
+from lit_gamma.trajectory.tensorboard import curves, write_layout, write_values
 
 if TYPE_CHECKING:
     from lit_gamma.recording.callback import TrajectoryCallback
@@ -128,6 +129,18 @@ class Run:
                 write_layout(self.writer, tables)
             if self.others is not None:
                 self.others.choose(tables)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether a logger of this process takes pictures."""
+        return self.writer is not None or (self.others is not None and self.others.take_pictures)
+
+    def show(self, tag: str, image: Summary.Image) -> None:
+        """Shows a picture of the present step in the loggers that take pictures."""
+        if self.writer is not None:
+            write_values(self.writer, [Summary.Value(tag=tag, image=image)], self.step)
+        if self.others is not None and self.others.take_pictures:
+            self.others.picture(tag, image.encoded_image_string, self.step)
 
     @property
     def seconds(self) -> float:

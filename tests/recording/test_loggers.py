@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections import defaultdict
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from helpers.runs import tiny_module
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gamma import trajectory
@@ -105,6 +107,7 @@ def test_forty_lines_are_logged_the_first_of_tensorboards_or_all(tmp_path, monke
         assert not any(name.startswith("4_") for name in names)
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_line_in_order(tmp_path):
     wandb = pytest.importorskip("wandb")
     fit(WandbLogger(save_dir=tmp_path, offline=True))
@@ -113,6 +116,7 @@ def test_wandb_gets_every_line_in_order(tmp_path):
     assert shown == pytest.approx(recorded(tmp_path), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_mlflow_gets_every_line(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -122,6 +126,34 @@ def test_mlflow_gets_every_line(tmp_path, monkeypatch):
     assert [point.step for point in history] == sorted({point.step for point in history})
     shown = {point.step: point.value for point in history}
     assert shown == pytest.approx(recorded(tmp_path), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_wandb_and_mlflow_get_tensorboards_pictures(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = MLFlowLogger(tracking_uri=f"file:{tmp_path}/store")
+    bias = WandbLogger(save_dir=tmp_path, offline=True)
+    fit([TensorBoardLogger(tmp_path, "", version="a"), bias, store], Overview(), steps=102)
+    wandb.finish()
+    events = EventAccumulator(str(tmp_path / "a"), {"images": 0}).Reload()
+    expected = [
+        pixels(io.BytesIO(drawn.encoded_image_string))
+        for tag in ("2_condensation/cosines", "trajectory/overview")
+        for drawn in events.Images(tag)
+    ]
+    assert len(expected) == 3 + 2
+    for kept in (
+        tmp_path.glob("wandb/offline-run-*/files/**/*.png"),
+        tmp_path.glob("store/**/*.png"),
+    ):
+        assert sorted(map(pixels, kept)) == sorted(expected)
+
+
+def pixels(png) -> tuple:
+    image = Image.open(png).convert("RGB")
+    return image.size, hash(image.tobytes())
 
 
 def test_a_resumed_run_repeats_nothing(tmp_path):
