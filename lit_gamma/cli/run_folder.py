@@ -13,7 +13,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
@@ -45,7 +45,8 @@ def own_folder(trainer: RunTrainer, ckpt_path: str | None, name: str) -> Iterato
 
     The version of the first logger with folders names it, or ``name`` where there is none; where
     that is taken, ``-2``, ``-3``, ... follow. The other loggers with folders take the same name in
-    theirs. Fits that start together get folders apart: a folder is taken by making it.
+    theirs, and W&B and MLflow call the run so. Fits that start together get folders apart: a folder
+    is taken by making it.
     A run that is resumed from its last checkpoint goes on in its own folder: it keeps its config
     and its ``metrics.csv``, the new ones being saved as ``config-step<N>.yaml`` and the old one as
     ``metrics-to-step<N>.csv``, and TensorBoard drops what came after the checkpoint.
@@ -61,11 +62,11 @@ def own_folder(trainer: RunTrainer, ckpt_path: str | None, name: str) -> Iterato
         yield
     elif checkpoint := _of_a_run(ckpt_path, _root(trainer)):
         _go_on(trainer, checkpoint)
-        _keep_checkpoints(trainer, checkpoint.parents[1])
+        _belong_to(checkpoint.parents[1], trainer)
         yield
     else:
         folders, parents = _new(trainer, name)
-        _keep_checkpoints(trainer, folders[0])
+        _belong_to(folders[0], trainer)
         try:
             yield
         finally:
@@ -126,8 +127,13 @@ def _begin_csv(logger: CSVLogger, earlier: str) -> None:
         _ = logger.experiment
 
 
-def _keep_checkpoints(trainer: Trainer, folder: Path) -> None:
-    """Puts checkpoints that have no place of their own into the run's folder."""
+def _belong_to(folder: Path, trainer: Trainer) -> None:
+    """Puts checkpoints without a place into the run's folder, and names after it what has none."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._name is None:
+            logger._wandb_init["name"] = folder.name
+        elif isinstance(logger, MLFlowLogger) and logger._run_name is None:
+            logger._run_name = folder.name
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")
