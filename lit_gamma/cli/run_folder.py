@@ -84,14 +84,14 @@ def folder_loggers(trainer: Trainer) -> list[FolderLogger]:
 def _root(trainer: Trainer) -> Path:
     """Where the runs' folders are: the first logger's that has folders, or else files of its own.
 
-    MLflow's are those of its store, which takes no others.
+    MLflow's are those of its store, which takes no others, and is ``runs`` in many a config.
     """
     for logger in folder_loggers(trainer):
         return Path(logger.root_dir)
     for other in trainer.loggers:
         if other.save_dir and not isinstance(other, MLFlowLogger):
             return Path(other.save_dir, other.name or "")
-    return Path(trainer.default_root_dir, "runs")
+    return Path(trainer.default_root_dir, "lit_gamma_runs" if trainer.loggers else "runs")
 
 
 def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:

@@ -60,7 +60,7 @@ def test_loggers_made_together_get_folders_apart_and_unused_ones_go(tmp_path, ki
     [
         (lambda root: False, "runs"),
         (wandb_logger, "bias/a"),
-        (mlflow_logger, "runs"),
+        (mlflow_logger, "lit_gamma_runs"),
         (lambda root: [wandb_logger(root), CSVLogger(root / "tables", "b")], "tables/b"),
     ],
     ids=["none", "wandb", "mlflow", "several"],
