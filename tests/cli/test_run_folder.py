@@ -134,7 +134,7 @@ def test_with_other_loggers_a_run_goes_on_in_its_folder_too(workspace, command_l
     Path("loggers.yaml").write_text(
         "trainer: {logger: ["
         "{class_path: WandbLogger,"
-        " init_args: {save_dir: bias, project: a, name: null, offline: true}},"
+        f" init_args: {{save_dir: {workspace}/bias, project: a, name: null, offline: true}}}},"
         "{class_path: CSVLogger, init_args: {save_dir: tables, name: a}}]}"
     )
     flags = [*TINY, "--config=loggers.yaml", "--trainer.log_every_n_steps=1"]
@@ -142,7 +142,7 @@ def test_with_other_loggers_a_run_goes_on_in_its_folder_too(workspace, command_l
     run = Path("tables/a/gamma0.8-seed1")
     said = capsys.readouterr().out
     assert f"look at it   {run}/metrics.csv" in said
-    assert "look at it   wandb sync bias/wandb/offline-run-" in said
+    assert f"look at it   wandb sync {workspace}/bias/wandb/offline-run-" in said
     assert "tensorboard" not in said
     assert wandb.run.name == run.name
     wandb.finish()  # A process has one run at a time.
