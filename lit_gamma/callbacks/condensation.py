@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -19,7 +18,7 @@ from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.weights import TIERED, WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
-from lit_gamma.trajectory.tensorboard import picture, text_font, write_values
+from lit_gamma.trajectory.tensorboard import picture, text_font
 from lit_gamma.weights.neurons import NeuronMatrix
 
 MOST_LAYERS = 4
@@ -118,13 +117,12 @@ class Condensation(WeightTrajectory):
         painted: dict[str, Image.Image] = {}
         for group in self.run.weights.groups(self.run.step):  # On all ranks: it may gather.
             shown = [i for i, m in enumerate(group.matrices) if m.label in chosen]
-            if writer is not None and shown:
+            if self.run.pictured and shown:
                 images = heatmaps([group.weight[i] for i in shown], self.heatmap_rows)
                 painted |= zip((group.matrices[i].label for i in shown), images, strict=True)
-        if writer is not None and painted:
+        if painted:
             image = picture(sheet(rows, painted), compress_level=1)
-            tag = f"{self.group}/cosines"
-            write_values(writer, [Summary.Value(tag=tag, image=image)], self.run.step)
+            self.run.show(f"{self.group}/cosines", image)
 
 
 def chosen_rows(matrices: Sequence[NeuronMatrix], roles: Sequence[str]) -> list[list[str]]:

@@ -13,21 +13,21 @@ from typing_extensions import override
 from lit_gamma import trajectory
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.trajectory.tensorboard import picture, write_values
+from lit_gamma.trajectory.tensorboard import picture
 
 FIRST_STEP = 100
 """Before it, but for the end, there is too little to see."""
 
 
 class Overview(TrajectoryCallback):
-    """Draws what the other callbacks record, and decides how much of it TensorBoard gets.
+    """Draws what the other callbacks record, and decides how much of it loggers get.
 
     Images, as ``trajectory/overview``: see :func:`lit_gamma.trajectory.plot`, also at the end.
 
     Args:
         pictures: The steps to draw, from 100 on; by default one per factor of ten.
-        all_tags: Whether TensorBoard gets a curve for every matrix and every column of the files;
-            by default it gets means over the matrices of a role, of what tells most.
+        all_tags: Whether loggers get a curve for every matrix and every column of the files; by
+            default they get means over the matrices of a role, of what tells most.
     """
 
     default_pictures = Schedule(per_decade=1)
@@ -61,7 +61,7 @@ class Overview(TrajectoryCallback):
 
     @override
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
-        if writer is None:
+        if not self.run.pictured:
             return
         for callback in self.run.callbacks:
             callback.flush()
@@ -69,7 +69,7 @@ class Overview(TrajectoryCallback):
         known = {"γ": made_with.get("gamma"), "std": made_with.get("init_std"), "seed": seed}
         named = [f"{name} {value}" for name, value in known.items() if value is not None]
         drawn = painted(self.run.folder, ", ".join([*named, f"step {step:,}"]))
-        write_values(writer, [Summary.Value(tag="trajectory/overview", image=drawn)], step)
+        self.run.show("trajectory/overview", drawn)
 
 
 def painted(run_dir: Any, title: str) -> Summary.Image:

@@ -24,16 +24,17 @@ from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCal
 from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
 from lit_gamma.cli.parser_messages import condensed, with_nearest_option
-from lit_gamma.cli.run_folder import own_folder
+from lit_gamma.cli.run_folder import RunTrainer, own_folder
 from lit_gamma.cli.terminal import wrapped
+from lit_gamma.cli.viewers import viewers
 from lit_gamma.doctor.diagnosis import diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
 from lit_gamma.recording.summary import bill_in_words, in_lines
 
 
-class DoctorTrainer(Trainer):
-    """Lightning's Trainer, which can also examine instead of train."""
+class DoctorTrainer(RunTrainer):
+    """A trainer that can also examine instead of train."""
 
     def doctor(self, model: LanguageModel, datamodule: LightningDataModule) -> None:
         """Examine a config before training; exits with 2 if there is a warning."""
@@ -51,6 +52,8 @@ class DoctorTrainer(Trainer):
 
 class LitGammaCLI(LightningCLI):
     """LightningCLI for :class:`LanguageModel` and any LightningDataModule."""
+
+    trainer: DoctorTrainer
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` files may extend others."""
@@ -147,9 +150,8 @@ class LitGammaCLI(LightningCLI):
         print(f"  recorded in  {run_dir}")
         if summary.report and (page := run_dir / "report.html").is_file():
             print(f"  read it      {page}")
-        print(
-            f"  look at it   tensorboard --logdir {run_dir.parent} --samples_per_plugin images=100"
-        )
+        for viewer in viewers(self.trainer):
+            print(f"  look at it   {viewer}")
         saved = self.trainer.checkpoint_callback
         if isinstance(saved, Checkpoints) and saved.saved_step < said["steps"]:
             print(f"  not saved    the newest checkpoint is of step {saved.saved_step}")

@@ -1,60 +1,97 @@
-"""Where a run goes: a folder of its own, named in the config; a resumed run goes on in its own."""
+"""Where a run goes: a folder of its own, whatever logs it; a resumed run goes on in its own."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 from lit_gamma.errors import InputError
 
-Logger = TensorBoardLogger | CSVLogger
+FolderLogger = TensorBoardLogger | CSVLogger
+"""Loggers that keep the files of each run in a folder."""
+
+
+class RunTrainer(Trainer):
+    """Lightning's Trainer, whose ``log_dir`` is the run's folder with any logger.
+
+    Attributes:
+        folder: The run's folder, on rank 0; None outside of :func:`own_folder`.
+    """
+
+    folder: Path | None = None
+
+    @property
+    @override
+    def log_dir(self) -> str | None:
+        folder = self.strategy.broadcast(self.folder)
+        return super().log_dir if folder is None else str(folder)
 
 
 @contextmanager
-def own_folder(trainer: Trainer, ckpt_path: str | None, name: str) -> Iterator[None]:
+def own_folder(trainer: RunTrainer, ckpt_path: str | None, name: str) -> Iterator[None]:
     """Takes a folder for the fit inside, and gives it back if nothing was written there.
 
-    The logger's version names it, or ``name`` where the logger has none; where that is taken,
-    ``-2``, ``-3``, ... follow. Fits that start together get folders apart: a folder is taken by
-    making it.
-    A run that is resumed from its last checkpoint goes on in its own folder: it keeps its config,
-    the new one is saved as ``config-step<N>.yaml``, and TensorBoard drops what came after the
-    checkpoint.
+    The version of the first logger with folders names it, or ``name`` where there is none; where
+    that is taken, ``-2``, ``-3``, ... follow. The other loggers with folders take the same name in
+    theirs, and W&B and MLflow call the run so. Fits that start together get folders apart: a folder
+    is taken by making it.
+    A run that is resumed from its last checkpoint goes on in its own folder: it keeps its config
+    and its ``metrics.csv``, the new ones being saved as ``config-step<N>.yaml`` and the old one as
+    ``metrics-to-step<N>.csv``, and TensorBoard drops what came after the checkpoint.
 
     Args:
-        trainer: The trainer, before its logger has written anything.
+        trainer: The trainer, before its loggers have written anything.
         ckpt_path: The checkpoint that the fit goes on from.
         name: What sets the run apart.
     """
-    logger = trainer.logger
     dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if not isinstance(logger, Logger) or not first or dry:
+    if not first or dry:
         yield
-    elif checkpoint := _of_a_run(ckpt_path, Path(logger.root_dir)):
-        _go_on(trainer, logger, checkpoint)
+    elif checkpoint := _of_a_run(ckpt_path, _root(trainer)):
+        _go_on(trainer, checkpoint)
+        _belong_to(checkpoint.parents[1], trainer)
         yield
     else:
-        if logger._version is None:
-            logger._version = name
-        made = _new(logger)
+        folders, parents = _new(trainer, name)
+        _belong_to(folders[0], trainer)
         try:
             yield
         finally:
-            if not (made[0] / "trajectory").exists() and not trainer.global_step:
-                shutil.rmtree(made[0], ignore_errors=True)  # Training has not begun.
-            for folder in made:
-                with suppress(OSError):  # It is gone, or holds something.
-                    folder.rmdir()
+            if not (folders[0] / "trajectory").exists() and not trainer.global_step:
+                for folder in folders:  # Training has not begun.
+                    shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty([*folders, *parents])
+
+
+def folder_loggers(trainer: Trainer) -> list[FolderLogger]:
+    """The trainer's loggers that keep each run in a folder."""
+    return [logger for logger in trainer.loggers if isinstance(logger, FolderLogger)]
+
+
+def _root(trainer: Trainer) -> Path:
+    """Where the runs' folders are: the first logger's that has folders, or else files of its own.
+
+    MLflow's are those of its store, which takes no others, and is ``runs`` in many a config.
+    """
+    for logger in folder_loggers(trainer):
+        return Path(logger.root_dir)
+    for other in trainer.loggers:
+        if other.save_dir and not isinstance(other, MLFlowLogger):
+            return Path(other.save_dir, other.name or "")
+    return Path(trainer.default_root_dir, "lit_gamma_runs" if trainer.loggers else "runs")
 
 
 def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:
@@ -66,31 +103,95 @@ def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:
     return path if its_own else None
 
 
-def _go_on(trainer: Trainer, logger: Logger, checkpoint: Path) -> None:
+def _go_on(trainer: RunTrainer, checkpoint: Path) -> None:
     step: int = torch.load(checkpoint, mmap=True, weights_only=False)["global_step"]
-    logger._version = checkpoint.parents[1].name
-    if isinstance(logger, TensorBoardLogger):
-        logger._kwargs["purge_step"] = step + 1
+    name = checkpoint.parents[1].name
+    trainer.folder = _root(trainer) / name
+    for logger in folder_loggers(trainer):
+        logger._version = name
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step + 1
+        else:
+            _begin_csv(logger, f"metrics-to-step{step}.csv")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
             callback.config_filename = f"config-step{step}.yaml"
 
 
-def _new(logger: Logger) -> list[Path]:
-    """Makes a folder that was not there; returns it and the parents that were made with it."""
-    asked = logger.version
+def _begin_csv(logger: CSVLogger, earlier: str) -> None:
+    """Renames the earlier part of ``metrics.csv``: Lightning begins by deleting it."""
+    with suppress(FileNotFoundError):
+        Path(logger.log_dir, "metrics.csv").rename(Path(logger.log_dir, earlier))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*exists and is not empty")
+        _ = logger.experiment
+
+
+def _belong_to(folder: Path, trainer: Trainer) -> None:
+    """Puts checkpoints without a place into the run's folder, and names after it what has none."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._name is None:
+            logger._wandb_init["name"] = folder.name
+        elif isinstance(logger, MLFlowLogger) and logger._run_name is None:
+            logger._run_name = folder.name
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "checkpoints")
+
+
+def _new(trainer: RunTrainer, name: str) -> tuple[list[Path], list[Path]]:
+    """Makes folders that were not there, the run's first; returns them and the parents made."""
+    loggers = folder_loggers(trainer)
+    wanted = [logger._version for logger in loggers] or [None]
+    asked = [next((x for x in (version, wanted[0]) if x is not None), name) for version in wanted]
     for n in itertools.count(1):
-        if isinstance(asked, int):
-            logger._version = asked + n - 1
-        else:
-            logger._version = asked if n == 1 else f"{asked}-{n}"
-            if Path(asked).name != asked or asked in ("", ".."):
-                raise InputError(f"trainer.logger: version {asked!r} cannot name a run's folder")
-        folder = Path(logger.log_dir).absolute()
+        versions = [_numbered(version, n) for version in asked]
+        for logger, version in zip(loggers, versions, strict=False):
+            logger._version = version
+        folders = [Path(x.log_dir) for x in loggers] or [_root(trainer) / str(versions[0])]
+        try:
+            made = _made(list(dict.fromkeys(folder.absolute() for folder in folders)))
+        except FileExistsError:
+            continue
+        trainer.folder = folders[0]
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                _ = logger.experiment  # Later, the config there makes it warn.
+        return made
+    raise AssertionError
+
+
+def _numbered(version: str | int, n: int) -> str | int:
+    """The n-th try of a version, from 1 on."""
+    if isinstance(version, int):
+        return version + n - 1
+    if Path(version).name != version or version in ("", ".."):
+        raise InputError(f"trainer.logger: version {version!r} cannot name a run's folder")
+    return version if n == 1 else f"{version}-{n}"
+
+
+def _made(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Makes all folders or none; returns them and the parents that were made with them.
+
+    Raises:
+        FileExistsError: One was there.
+    """
+    made: list[Path] = []
+    parents: list[Path] = []
+    for folder in folders:
         missing = [parent for parent in folder.parents if not parent.exists()]
         try:
             folder.mkdir(parents=True)
-            return [folder, *missing]
         except FileExistsError:
-            continue
-    raise AssertionError
+            _remove_empty([*made, *parents])
+            raise
+        made.append(folder)
+        parents += missing
+    return made, parents
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes the folders that hold nothing, the deepest first."""
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        with suppress(OSError):  # It is gone, or holds something.
+            folder.rmdir()

@@ -21,7 +21,6 @@ from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.layouts import Rows
 from lit_gamma.trajectory.table import Index, Quantity, Table, snake_case
-from lit_gamma.trajectory.tensorboard import write_layout
 
 
 class TrajectoryCallback(Callback):
@@ -101,7 +100,8 @@ class TrajectoryCallback(Callback):
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the current weights, at the steps of ``pictures``; see :meth:`observe`.
 
-        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0.
+        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0. A picture goes
+        to all loggers that take some by ``run.show``, if ``run.pictured``.
         """
         raise NotImplementedError
 
@@ -168,8 +168,8 @@ class TrajectoryCallback(Callback):
         earlier = self.file.begin(run, self.name)
         if run.writes:
             self.file.open(earlier, self.table(), self.layout, run, self.settle)
-            if run.writer is not None and run.callbacks[0] is self:  # One layout per run.
-                write_layout(run.writer, [callback.table() for callback in run.callbacks])
+            if run.callbacks[0] is self:  # One layout per run.
+                run.lay_out()
         self.measure_if_due()
 
     def before(self, batch: Any) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_gamma.recording.other_loggers import OtherLoggers
 from lit_gamma.recording.run import Run
 from lit_gamma.trajectory.tensorboard import keep_writing
 
@@ -25,7 +26,7 @@ def run_of(
     dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     run = Run(
         module=pl_module,
-        folder=Path(trainer.log_dir or trainer.default_root_dir),
+        folder=_folder(trainer),
         dry=bool(dry),
         callbacks=callbacks,
         step=trainer.global_step,
@@ -33,6 +34,7 @@ def run_of(
         trainer=trainer,
         data=trainer.datamodule,  # type: ignore[attr-defined]
         writer=tensorboard_writer(trainer),
+        others=None if dry else other_loggers(trainer),
         validation=lambda: validation_sets(trainer),
         precision=trainer.precision_plugin.train_step_context,
         hyperparameters={k: v for k, v in pl_module.hparams.items() if not str(k).startswith("_")},
@@ -42,12 +44,27 @@ def run_of(
     return run
 
 
+def _folder(trainer: Trainer) -> Path:
+    """Lightning's log_dir, unless that is MLflow's store, which takes no other files."""
+    log_dir = trainer.log_dir
+    for logger in trainer.loggers[:1]:
+        if isinstance(logger, MLFlowLogger) and log_dir == logger.save_dir:
+            log_dir = None
+    return Path(log_dir or trainer.default_root_dir)
+
+
 def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
     """The run's TensorBoard writer; None without a TensorBoardLogger or off rank 0."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             return keep_writing(logger.experiment)
     return None
+
+
+def other_loggers(trainer: Trainer) -> OtherLoggers | None:
+    """The run's loggers but TensorBoard's; None without one or off rank 0."""
+    others = [x for x in trainer.loggers if not isinstance(x, TensorBoardLogger)]
+    return OtherLoggers(others) if others and trainer.is_global_zero else None
 
 
 def validation_sets(trainer: Trainer) -> Mapping[str, Iterable[Any]]:

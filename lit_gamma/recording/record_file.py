@@ -64,7 +64,7 @@ class RecordFile:
         """Opens the record on the rank that writes, and continues an earlier one."""
         assert self.path is not None
         kept = earlier_record(earlier, self.last_step, self._at_last)
-        self.recorder = Recorder(self.path, table, layout, run.writer, kept, settle)
+        self.recorder = Recorder(self.path, table, layout, run.views, kept, settle)
         self.holes = self.recorder.holes
 
     def continues(self, folder: Path) -> bool:

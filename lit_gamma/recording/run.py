@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.probing.forward import undisturbed
 from lit_gamma.recording.current import CurrentWeights
+from lit_gamma.recording.other_loggers import OtherLoggers
+from lit_gamma.trajectory.lines import View
+from lit_gamma.trajectory.tensorboard import curves, write_layout, write_values
 
 if TYPE_CHECKING:
     from lit_gamma.recording.callback import TrajectoryCallback
@@ -43,6 +47,7 @@ class Run:
         trainer: Whatever trains, for callbacks that know it; None in a loop of one's own.
         data: What the batches come from, such as a LightningDataModule.
         writer: TensorBoard's writer; None without one and off rank 0.
+        others: The other loggers; None without one and off rank 0.
         validation: Gives the validation sets by name; each yields batches.
         dry: Whether nothing is to be written, as in a trial run.
         precision: Opens the precision that training runs forwards in.
@@ -58,6 +63,7 @@ class Run:
     trainer: Any = None
     data: Any = None
     writer: SummaryWriter | None = None
+    others: OtherLoggers | None = None
     validation: Callable[[], Mapping[str, Iterable[Any]]] = dict
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     dry: bool = False
@@ -108,6 +114,33 @@ class Run:
     def all_tags(self) -> bool:
         """Whether TensorBoard is to get everything that the files have."""
         return any(getattr(callback, "all_tags", False) for callback in self.callbacks)
+
+    @property
+    def views(self) -> list[View]:
+        """Who draws the lines of the record."""
+        of_tensorboard = [] if self.writer is None else [curves(self.writer)]
+        return of_tensorboard + ([] if self.others is None else [self.others.log])
+
+    def lay_out(self) -> None:
+        """Tells the loggers what will be recorded."""
+        if self.views:
+            tables = [callback.table() for callback in self.callbacks]
+            if self.writer is not None:
+                write_layout(self.writer, tables)
+            if self.others is not None:
+                self.others.choose(tables)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether a logger of this process takes pictures."""
+        return self.writer is not None or (self.others is not None and self.others.take_pictures)
+
+    def show(self, tag: str, image: Summary.Image) -> None:
+        """Shows a picture of the present step in the loggers that take pictures."""
+        if self.writer is not None:
+            write_values(self.writer, [Summary.Value(tag=tag, image=image)], self.step)
+        if self.others is not None and self.others.take_pictures:
+            self.others.picture(tag, image.encoded_image_string, self.step)
 
     @property
     def seconds(self) -> float:

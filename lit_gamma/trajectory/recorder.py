@@ -1,4 +1,4 @@
-"""Where recorded values go: an Arrow stream per table, and TensorBoard.
+"""Where recorded values go: an Arrow stream per table, and what loggers show of it.
 
 A table's file is an Arrow IPC stream, ``datasets.Dataset.from_file(path).to_pandas()``; every batch
 is written whole, so a killed process leaves a readable file.
@@ -20,14 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import ArrowStream, read_batches, up_to
 from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.layouts import Measured, Rows
+from lit_gamma.trajectory.lines import Lines, View
 from lit_gamma.trajectory.table import Table
-from lit_gamma.trajectory.tensorboard import Scalars
 
 FLUSH_STEPS = 100
 """Optimizer steps that recorded values wait to be written, at most."""
@@ -51,7 +50,7 @@ class Recorder:
         path: The table's file, ``<run_dir>/trajectory/<name>.arrow``.
         table: What is recorded.
         layout: How the table lies in the file.
-        writer: TensorBoard's writer, if there is one.
+        views: Who draws its lines.
         kept: Batches of an earlier record to continue.
         settle: See :data:`Settle`.
 
@@ -64,7 +63,7 @@ class Recorder:
         path: Path,
         table: Table,
         layout: type[Rows] = Rows,
-        writer: SummaryWriter | None = None,
+        views: Sequence[View] = (),
         kept: Sequence[pa.RecordBatch] = (),
         settle: Settle = lambda values: values,
     ) -> None:
@@ -72,7 +71,7 @@ class Recorder:
         self.table = table
         self._layout = layout(table)
         self._settle = settle
-        self._shown = None if writer is None else Scalars(writer, table)
+        self._lines = Lines(table, views) if views else None
         self._pending: list[_Pending] = []
         self._n_bytes = 0
         self._names: list[str] = []
@@ -131,8 +130,8 @@ class Recorder:
             self._write(measured)
         except OSError as error:
             self._note_hole(measured.steps, error)
-        if self._shown is not None:
-            self._shown.write(measured, walltimes)
+        if self._lines is not None:
+            self._lines.show(measured, walltimes)
 
     def close(self) -> None:
         """Flushes and ends the file."""
@@ -207,9 +206,10 @@ class Recorder:
             self._stream = ArrowStream(self.path, kept[0].schema, kept)
         except OSError as error:
             self._note_hole(kept[0]["step"].to_numpy(), error)
-        if self._shown is not None:
+        if self._lines is not None:
             for measured in map(self._layout.read, kept):
-                self._shown.write(measured, dict.fromkeys(measured.steps.tolist(), time.time()))
+                now = dict.fromkeys(measured.steps.tolist(), time.time())
+                self._lines.show(measured, now, again=True)
 
 
 def earlier_record(path: Path | None, last_step: int, at_last: int) -> list[pa.RecordBatch]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib import font_manager
 from PIL import Image, ImageFont
@@ -19,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.files import AppendFile
-from lit_gamma.trajectory.layouts import Measured
+from lit_gamma.trajectory.lines import Shown, View
 from lit_gamma.trajectory.table import Table
 
 _CHART_GROUPS = {
@@ -110,6 +109,17 @@ def write_values(writer: SummaryWriter, values: Iterable[Summary.Value], step: i
     events.add_summary(Summary(value=values), step)
 
 
+def curves(writer: SummaryWriter) -> View:
+    """TensorBoard's view of the record: one summary for each step that is shown."""
+    events = writer._get_file_writer()  # type: ignore[no-untyped-call]
+
+    def show(shown: Shown) -> None:
+        values = [Summary.Value(tag=t, simple_value=v) for t, v in shown.values.items()]
+        events.add_summary(Summary(value=values), shown.step, shown.walltime)
+
+    return show
+
+
 def write_layout(writer: SummaryWriter, tables: Iterable[Table]) -> None:
     """Lays out the charts of all tables, in the order of their tags."""
     charts = {table.group or table.name: grouped_charts(table) for table in tables if table.charts}
@@ -167,90 +177,3 @@ def grouped_charts(table: Table) -> dict[str, list[object]]:
 def group_of(role: str) -> str:
     """The chart that shows a role; empty for none."""
     return next((group for group, roles in _CHART_GROUPS.items() if role in roles), "")
-
-
-class Scalars:
-    """TensorBoard's view of a table: one summary for every step up to 100, then for each 1 % later.
-
-    These are some 1,000 of a million steps: TensorBoard draws no more points of a tag. Items that
-    share a tag are joined, each with its newest value.
-
-    Args:
-        writer: TensorBoard's writer.
-        table: The table.
-    """
-
-    def __init__(self, writer: SummaryWriter, table: Table) -> None:
-        self._writer = writer._get_file_writer()  # type: ignore[no-untyped-call]
-        self._table = table
-        self._lines: dict[str, _Lines] = {}
-        self._touched = np.zeros(table.n_items, bool)
-        self._next_step = 0
-
-    def write(self, measured: Measured, walltimes: Mapping[int, float]) -> None:
-        """Writes rows sorted by step; a quantity with a null is shown over it alone."""
-        steps, items, values = measured
-        distinct, row = np.unique(steps, return_inverse=True)
-        measured_at = np.zeros((len(distinct), len(self._touched)), bool)
-        measured_at[row, items] = True
-        touched = self._touched_since_shown(distinct, measured_at)
-        scalars: dict[int, list[Summary.Value]] = {i: [] for i in touched}
-        for name, column in values.items():
-            if f"{name}_over_null" in values or not self._table.shows(name):
-                continue
-            lines = self._lines.setdefault(name, _Lines(self._table, name))
-            grid = np.full((len(distinct), len(self._touched)), np.nan)
-            grid[row, items] = column
-            joined = lines.joined(grid)
-            for i, fresh in touched.items():
-                shown = ((lines.member @ fresh > 0) & np.isfinite(joined[i])).tolist()
-                scalars[i] += [
-                    Summary.Value(tag=tag, simple_value=value)
-                    for tag, value, show in zip(lines.tags, joined[i].tolist(), shown, strict=True)
-                    if show
-                ]
-        for i, of_step in scalars.items():
-            step = int(distinct[i])
-            self._writer.add_summary(Summary(value=of_step), step, walltimes[step])
-
-    def _touched_since_shown(
-        self, steps: npt.NDArray[np.int64], measured_at: npt.NDArray[np.bool_]
-    ) -> dict[int, npt.NDArray[np.bool_]]:
-        """Position of each step to show: the items measured since the one shown before."""
-        since = {}
-        for i, step in enumerate(steps.tolist()):
-            self._touched = self._touched | measured_at[i]
-            if step >= self._next_step:
-                since[i] = self._touched
-                self._touched = np.zeros_like(self._touched)
-                self._next_step = step + 1 + step // 100
-        return since
-
-
-class _Lines:
-    """The lines that show a column, and the newest value of each item.
-
-    Attributes:
-        tags: Their tags.
-        member: Which items each joins, 0 or 1, shape (n_lines, n_items).
-    """
-
-    def __init__(self, table: Table, column: str) -> None:
-        of_items = table.tags(column)
-        self.tags = list(dict.fromkeys(of_items))
-        self.member = np.array([[x == y for y in of_items] for x in self.tags], float)
-        self._sums = table.joined(column) == "sum"
-        self._newest = np.full(len(of_items), np.nan)
-
-    def joined(self, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Joins values (n_steps, n_items), NaN where not measured, to (n_steps, n_lines)."""
-        grid = np.concatenate([self._newest[None], grid])
-        known = np.isfinite(grid)
-        newest = np.maximum.accumulate(np.where(known, np.arange(len(grid))[:, None], 0), axis=0)
-        grid = np.take_along_axis(grid, newest, axis=0)
-        self._newest = grid[-1]
-        known = np.isfinite(grid[1:])
-        sums: npt.NDArray[np.float64] = np.where(known, grid[1:], 0) @ self.member.T
-        n = known @ self.member.T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(n > 0, sums, np.nan) if self._sums else sums / n

@@ -5,23 +5,37 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import lightning
+import pandas as pd
 import pytest
 import torch
 from helpers.runs import TINY
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gamma import InputError, trajectory
-from lit_gamma.cli.run_folder import own_folder
+from lit_gamma.cli.run_folder import RunTrainer, own_folder
 
 RUN = Path("runs/anchor/gamma0.8-seed1")
 
 
-def trainer(logger) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu", logger=logger, enable_progress_bar=False, enable_checkpointing=False
+def trainer(logger, **options) -> RunTrainer:
+    return RunTrainer(
+        accelerator="cpu",
+        logger=logger,
+        enable_progress_bar=False,
+        **{"enable_checkpointing": False, **options},
     )
+
+
+def wandb_logger(root: Path) -> WandbLogger:
+    pytest.importorskip("wandb")
+    return WandbLogger(save_dir=root / "bias", project="a", offline=True)
+
+
+def mlflow_logger(root: Path) -> MLFlowLogger:
+    pytest.importorskip("mlflow")
+    return MLFlowLogger(tracking_uri=f"file:{root}/store")
 
 
 @pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
@@ -39,6 +53,41 @@ def test_loggers_made_together_get_folders_apart_and_unused_ones_go(tmp_path, ki
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.glob("*/*/*"))] == [
         f"runs/a/{names[1]}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("logger", "folder"),
+    [
+        (lambda root: False, "runs"),
+        (wandb_logger, "bias/a"),
+        (mlflow_logger, "lit_gamma_runs"),
+        (lambda root: [wandb_logger(root), CSVLogger(root / "tables", "b")], "tables/b"),
+    ],
+    ids=["none", "wandb", "mlflow", "several"],
+)
+def test_a_run_has_a_folder_of_its_own_whatever_logs_it(tmp_path, monkeypatch, logger, folder):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    kept = [ModelCheckpoint(), ModelCheckpoint()]
+    first, second = (
+        trainer(
+            logger(tmp_path), default_root_dir=tmp_path, callbacks=[c], enable_checkpointing=True
+        )
+        for c in kept
+    )
+    with own_folder(first, None, "new"), own_folder(second, None, "new"):
+        folders = [tmp_path / folder / "new", tmp_path / folder / "new-2"]
+        assert [Path(t.log_dir) for t in (first, second)] == folders
+        assert [Path(c.dirpath) for c in kept] == [path / "checkpoints" for path in folders]
+        assert all(path.is_dir() for path in folders)
+
+
+def test_a_name_is_free_where_every_logger_has_it_free(tmp_path):
+    loggers = [TensorBoardLogger(tmp_path / "x", "a"), CSVLogger(tmp_path / "y", "a")]
+    (tmp_path / "y" / "a" / "new").mkdir(parents=True)
+    with own_folder(trainer(loggers), None, "new"):
+        made = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/a/*")}
+        assert made == {"x/a/new-2", "y/a/new-2", "y/a/new"}
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.glob("**/*")] == ["y", "y/a", "y/a/new"]
 
 
 @pytest.mark.parametrize("version", ["../x", "a/b", ".."])
@@ -77,6 +126,36 @@ def test_a_resumed_run_goes_on_in_its_folder_and_another_branches_off(workspace,
     assert list(branch["step"]) == list(range(35))
     command_line("validate", *flags, f"--ckpt_path={kept}")
     assert {path.name for path in RUN.parent.iterdir()} == {RUN.name, f"{RUN.name}-2"}
+
+
+@pytest.mark.slow
+def test_with_other_loggers_a_run_goes_on_in_its_folder_too(workspace, command_line, capsys):
+    wandb = pytest.importorskip("wandb")
+    Path("loggers.yaml").write_text(
+        "trainer: {logger: ["
+        "{class_path: WandbLogger,"
+        f" init_args: {{save_dir: {workspace}/bias, project: a, name: null, offline: true}}}},"
+        "{class_path: CSVLogger, init_args: {save_dir: tables, name: a}}]}"
+    )
+    flags = [*TINY, "--config=loggers.yaml", "--trainer.log_every_n_steps=1"]
+    command_line("fit", *flags, "--trainer.max_steps=20")
+    run = Path("tables/a/gamma0.8-seed1")
+    said = capsys.readouterr().out
+    assert f"look at it   {run}/metrics.csv" in said
+    assert f"look at it   wandb sync {workspace}/bias/wandb/offline-run-" in said
+    assert "tensorboard" not in said
+    assert wandb.run.name == run.name
+    wandb.finish()  # A process has one run at a time.
+    kept = run / "checkpoints" / "last.ckpt"
+    command_line("fit", *flags, "--trainer.max_steps=30", f"--ckpt_path={kept}")
+    wandb.finish()
+    assert list(trajectory.load(run)["token_loss"]["step"]) == list(range(30))
+    parts = [pd.read_csv(run / name) for name in ("metrics-to-step20.csv", "metrics.csv")]
+    steps = [list(part.dropna(subset="train/loss")["step"]) for part in parts]
+    assert steps[0] == list(range(20))
+    assert len(steps[1]) == 10
+    assert steps[1][0] >= 20
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 
 @pytest.mark.slow

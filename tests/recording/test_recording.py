@@ -33,6 +33,7 @@ from lit_gamma.recording.budget import Calibration, Plan
 from lit_gamma.trajectory.arrow import read_batches, up_to
 from lit_gamma.trajectory.recorder import Recorder
 from lit_gamma.trajectory.table import Table
+from lit_gamma.trajectory.tensorboard import curves
 
 SPARSE = Schedule(dense_until=2, per_decade=4)
 
@@ -167,7 +168,7 @@ def test_tensorboard_gets_steps_one_percent_apart_however_the_run_was_cut(tmp_pa
         writer = SummaryWriter(tmp_path / name)
         table = Table("table", {"item": [0, 1, 2]}, ["a", "b", "b"])
         path = tmp_path / name / "table.arrow"
-        recorder = Recorder(path, table, writer=writer, kept=kept)
+        recorder = Recorder(path, table, views=[curves(writer)], kept=kept)
         for step in steps:
             recorder.append(step, {"value": torch.tensor([float(step)])}, [step % 3])
             if step % flush_every == 0:
