@@ -65,10 +65,12 @@ class LitGammaCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands, less ``predict``."""
+        """Lightning's subcommands, less ``predict``; the one that is asked for alone, if any is."""
         known = LightningCLI.subcommands()
         chosen = {name: known[name] for name in ("fit", "validate", "test")}
-        return {**chosen, "doctor": {"model", "datamodule"}}
+        chosen["doctor"] = {"model", "datamodule"}
+        asked = sys.argv[1] if len(sys.argv) > 1 else ""
+        return {asked: chosen[asked]} if asked in chosen else chosen
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data decides the model's vocabulary and context length."""

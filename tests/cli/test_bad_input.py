@@ -219,7 +219,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(KEYS, VALUES, max_size=3).map(yaml.safe_dump) | st.text(max_size=60))
 def test_any_config_is_read_or_refused_in_one_line(workspace, command_line, content):
     Path("x.yaml").write_text(content)
