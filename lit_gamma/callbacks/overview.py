@@ -15,8 +15,8 @@ from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.tensorboard import picture
 
-FIRST_STEP = 100
-"""Before it, but for the end, there is too little to see."""
+FIRST_STEP = 1000
+"""Before it the end alone is drawn: a picture takes a third of a second."""
 
 
 class Overview(TrajectoryCallback):
@@ -25,7 +25,7 @@ class Overview(TrajectoryCallback):
     Images, as ``trajectory/overview``: see :func:`lit_gamma.trajectory.plot`, also at the end.
 
     Args:
-        pictures: The steps to draw, from 100 on; by default one per factor of ten.
+        pictures: The steps to draw, from 1,000 on; by default one per factor of ten.
         all_tags: Whether loggers get a curve for every matrix and every column of the files; by
             default they get means over the matrices of a role, of what tells most.
     """
