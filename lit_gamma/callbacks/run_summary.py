@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +118,13 @@ class RunSummary(Callback):
         """Enters the run in TensorBoard's HParams: what sets it apart, and its metrics by name."""
         if self._session_end is not None:
             return
-        optimizer, seed = trainer.optimizers[0], os.environ.get("PL_GLOBAL_SEED")
+        assert self._run is not None
+        optimizer, made_with = trainer.optimizers[0], self._run.hyperparameters
         group = optimizer.param_groups[0]
         compared = {
-            "gamma": trainer.lightning_module.hparams.get("gamma"),
-            "init_std": trainer.lightning_module.hparams.get("init_std"),
-            "seed": None if seed is None else int(seed),
+            "gamma": made_with.get("gamma"),
+            "init_std": made_with.get("init_std"),
+            "seed": self._run.seed,
             "lr": optimizer.defaults["lr"],
             "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),
         }

@@ -8,7 +8,6 @@ import logging
 import sys
 import traceback
 import warnings
-from difflib import get_close_matches
 
 from lit_gamma import __version__
 from lit_gamma.cli.terminal import wrapped
@@ -55,9 +54,10 @@ def main() -> None:
 
             commands.run(command, sys.argv[2:])
         elif command not in COMMANDS and not command.startswith("-"):
-            nearest = get_close_matches(command, COMMANDS, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(COMMANDS)}"
-            raise InputError(f"unknown command {command!r}; {hint}")
+            from lit_gamma.cli.nearest import did_you_mean
+
+            hint = did_you_mean(command, COMMANDS) or f"; known: {', '.join(COMMANDS)}"
+            raise InputError(f"unknown command {command!r}{hint}")
         else:
             if command == "fit":
                 _say_what_will_happen(sys.argv[2:])

@@ -14,18 +14,14 @@ from lit_gamma.comparison.scalar_curves import LOSS
 from lit_gamma.comparison.svg import Line, Phase, panel
 from lit_gamma.comparison.token_panels import rows_of, span
 from lit_gamma.comparison.weight_curves import ALL_ROLES, TABLES
+from lit_gamma.trajectory import phase_words
 from lit_gamma.trajectory.phase_finding import QUANTITIES
 
 MOST_LINES = 8
 """Quantities of a task that share a chart."""
 
-NAMES = {
-    "mean_squared_cosine_over_null": "cos² ÷ null",
-    "effective_rank_over_null": "effective rank ÷ null",
-    "stable_rank_over_null": "stable rank ÷ null",
-    "participation_ratio_over_null": "participation ratio ÷ null",
-    "update_ratio": "update ratio",
-}
+NAMES = {q: f"{name} ÷ null" for q, name in phase_words.NAMES.items()}
+NAMES["update_ratio"] = "update ratio"
 """What the quantities of the weights are called."""
 
 _SEEN = {

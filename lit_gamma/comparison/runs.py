@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 import yaml
 
 from lit_gamma import trajectory
 from lit_gamma.comparison.settings import differing, flat, setting
 from lit_gamma.errors import InputError
+from lit_gamma.trajectory.arrow import schema_of
 
 Steps = npt.NDArray[np.int64]
 Losses = npt.NDArray[np.float32]
@@ -86,7 +86,7 @@ class Run:
 
     def meanings(self, table: str) -> dict[str, str]:
         """What each column of a table is, as its callback says."""
-        schema = _schema(Path(self.path, "trajectory", f"{table}.arrow"))
+        schema = schema_of(Path(self.path, "trajectory", f"{table}.arrow"))
         return {f.name: (f.metadata or {}).get(b"meaning", b"").decode() for f in schema}
 
 
@@ -170,17 +170,8 @@ def gather(run_dirs: Sequence[str | Path]) -> Runs:
 
 def _metadata(records: Sequence[Path]) -> dict[str, Any]:
     """What the first record that can be opened says of its run."""
-    said = (_schema(path).metadata for path in records)
+    said = (schema_of(path).metadata for path in records)
     return next((dict(json.loads(about[b"lit_gamma"])) for about in said if about), {})
-
-
-def _schema(record: Path) -> pa.Schema:
-    """The columns of a record; none if it cannot be opened: reading its rows says why."""
-    try:
-        with pa.OSFile(str(record)) as source, pa.ipc.open_stream(source) as reader:
-            return reader.schema
-    except (pa.ArrowException, OSError):
-        return pa.schema([])
 
 
 def _probe(path: Path) -> Probe | None:

@@ -114,6 +114,15 @@ def read_batches(path: str | Path, keep: Keep | None = None) -> list[pa.RecordBa
     return [batch for batch in batches if batch.num_rows]
 
 
+def schema_of(path: str | Path) -> pa.Schema:
+    """The columns of a table's file; none if it cannot be opened: reading its rows says why."""
+    try:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            return reader.schema
+    except (pa.ArrowException, OSError):
+        return pa.schema([])
+
+
 def _batches(path: str | Path) -> Iterator[pa.RecordBatch | None]:
     """Yields a file's batches; None for one that is not what was written."""
     with (

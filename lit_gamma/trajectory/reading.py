@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from lit_gamma.errors import InputError
-from lit_gamma.trajectory.arrow import log_spaced, read_batches
+from lit_gamma.trajectory.arrow import log_spaced, read_batches, schema_of
 from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of, role_means
 
@@ -57,10 +56,9 @@ def outcomes(run_dir: str | Path) -> list[str]:
     """Names the tables of a task's own callback: one row per step, of four quantities at most."""
     found = []
     for path in sorted(Path(run_dir, "trajectory").glob("*.arrow")):
-        with suppress(pa.ArrowException, OSError), pa.ipc.open_stream(str(path)) as reader:
-            _, *others = reader.schema
-            if 0 < len(others) <= _MOST_OUTCOMES and all(f.type == pa.float32() for f in others):
-                found.append(path.stem)
+        others = list(schema_of(path))[1:]
+        if 0 < len(others) <= _MOST_OUTCOMES and all(f.type == pa.float32() for f in others):
+            found.append(path.stem)
     return found
 
 
