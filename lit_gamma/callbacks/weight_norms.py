@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma import metrics
+from lit_gamma.metrics import ColumnGrams
 from lit_gamma.recording.callback import TrajectoryCallback
-from lit_gamma.recording.rows import Rows, add_over_ranks, in_own_slot
+from lit_gamma.recording.rows import Rows, Stack, add_over_ranks, in_own_slot
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import side_stream
@@ -43,6 +46,20 @@ class WeightNorms(TrajectoryCallback):
     """
 
     quantities: ClassVar[Sequence[Quantity]] = (
+        Quantity(
+            "mean_squared_cosine",
+            "mean cos² between distinct rows",
+            range="0..1",
+            null=lambda n_neurons, d_in: metrics.null_mean_squared_cosine(d_in),
+            null_formula="1 / d",
+        ),
+        Quantity(
+            "participation_ratio",
+            "sum(s^2)^2 / sum(s^4), of the singular values s",
+            range="1..min(n, d)",
+            null=metrics.null_participation_ratio,
+            null_formula="(nd + 2) / (n + d + 1)",
+        ),
         Quantity("frobenius_norm", "Frobenius norm", range=">= 0"),
         Quantity(
             "rms",
@@ -75,8 +92,8 @@ class WeightNorms(TrajectoryCallback):
 
     def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
         super().__init__(schedule, overhead)
-        self._loaded: dict[int, Tensor] = {}
-        self._blocks: dict[tuple[int, ...], Tensor] = {}
+        self._loaded: Mapping[str, Any] = {}
+        self._blocks: dict[Stack, Tensor] = {}
         self._previous: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._spent: dict[tuple[int, ...], Tensor] = {}
 
@@ -85,16 +102,23 @@ class WeightNorms(TrajectoryCallback):
         return self.run.weights.index()
 
     @override
+    def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
+        shapes = [m.weight.shape for m in self.run.weights.matrices]
+        return {
+            q.name: np.array([q.null(*shape) for shape in shapes])
+            for q in self.quantities
+            if q.null is not None
+        }
+
+    @override
     def start(self, run: Run) -> None:
-        known = self._loaded if run.step > 0 else {}
-        if not known:
-            for group in run.weights.groups(run.step):
-                blocks = metrics.leading_block(group.weight, BLOCK_SIZE)
-                known.update(zip(group.positions, blocks, strict=True))
+        groups = run.weights.rows()
+        known = self._first_blocks(groups)
         self._blocks, self._previous, self._spent = {}, {}, {}
-        for rows in run.weights.rows():
-            stacked = torch.stack([known[i] for i in rows.positions])
-            self._blocks[rows.positions] = stacked.to(run.device)
+        for rows in groups:
+            for stack in rows.stacks:
+                blocks = torch.stack([known[i] for i in stack.positions])
+                self._blocks[stack] = blocks.to(run.device)
             if self.file.last_step == run.step > 0:  # The checkpoint's weights are the ones before.
                 self._sums(rows, rows.copy())
         super().start(run)
@@ -103,28 +127,32 @@ class WeightNorms(TrajectoryCallback):
     def take(self) -> None:
         groups = self.run.weights.rows()
         copies = [rows.copy(self._spent.get(rows.positions)) for rows in groups]
+        device = self.run.device
         # Many small operations, which are cheaper in inference mode than under no_grad alone.
-        with side_stream(self.run.device), torch.inference_mode():
+        with side_stream(device), torch.inference_mode(), metrics.exact_products(device):
             sums = [self._sums(rows, copy) for rows, copy in zip(groups, copies, strict=True)]
             add_over_ranks(
-                [part for parts in sums for part in parts.values()],
-                [rows.ranks for rows, parts in zip(groups, sums, strict=True) for _ in parts],
+                [part for parts in sums for part in parts.added],
+                [rows.ranks for rows, parts in zip(groups, sums, strict=True) for _ in parts.added],
             )
             for rows, parts in zip(groups, sums, strict=True):
-                self.file.append(self.run.step, self._measured(rows, **parts), rows.positions)
+                self.file.append(self.run.step, self._measured(rows, parts), rows.positions)
 
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         squares, change, before, present = measured["totals"].unbind(1)
+        cosines, squared_cosines, concentration = measured["gram"].unbind(1)
         n_entries, log_d = measured["shape"].unbind(1)
         rms = (squares / n_entries).sqrt()
         bounds = metrics.spectral_norm_bounds(measured["ritz"], measured["residual"])
         return {
+            "mean_squared_cosine": metrics.mean_of_pairs(squared_cosines.clamp(min=0), present),
+            "participation_ratio": torch.where(squares == 0, 0, 1 / concentration),
+            "mean_cosine": metrics.mean_of_pairs(cosines, present),
             "frobenius_norm": squares.sqrt(),
             "rms": rms,
             "max_row_norm": measured["largest"],
             "implied_gamma": -rms.log() / log_d,
-            "mean_cosine": metrics.mean_of_pairs(measured["directions"] - present, present),
             "update_ratio": (change / before).sqrt(),
             "spectral_norm": bounds[0],
             "spectral_norm_error": bounds[1],
@@ -132,28 +160,33 @@ class WeightNorms(TrajectoryCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        blocks = {
-            position: block
-            for positions, stacked in self._blocks.items()
-            for position, block in zip(positions, stacked.cpu(), strict=True)
-        }
-        return {**super().state_dict(), "blocks": blocks}
+        blocks: dict[str, dict[int, Tensor]] = {"row_blocks": {}, "column_blocks": {}}
+        for stack, of_stack in self._blocks.items():
+            blocks[_kind(stack)].update(zip(stack.positions, of_stack.cpu(), strict=True))
+        return {**super().state_dict(), **blocks}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._loaded = state_dict["blocks"]
+        self._loaded = state_dict
 
-    def _sums(self, rows: Rows, values: Tensor) -> dict[str, Tensor]:
-        """What adds up over rows, for the m matrices of a group; keeps them as the previous ones.
+    def _first_blocks(self, groups: Sequence[Rows]) -> dict[int, Tensor]:
+        """The checkpoint's blocks where it has them, of the same side; else exact ones."""
+        loaded = self._loaded if self.run.step > 0 else {}
+        blocks: dict[int, Tensor] = {}
+        for stack in (stack for rows in groups for stack in rows.stacks):
+            of_kind = loaded.get(_kind(stack), {})
+            blocks |= {i: of_kind[i] for i in stack.positions if i in of_kind}
+            missing = [i for i in stack.positions if i not in blocks]
+            for group in self.run.weights.groups(self.run.step, missing):
+                weight = group.weight if stack.by_columns else group.weight.mT
+                exact = metrics.leading_block(weight, BLOCK_SIZE)
+                blocks.update(zip(group.positions, exact, strict=True))
+        return blocks
 
-        Returns:
-            ``totals``: squared norm, squared change, squared norm before and number of non-zero
-            rows, (m, 4); ``largest`` row norm, a slot per rank; ``product``: VWᵀW and below it
-            the sum of the rows' directions, (m, b + 1, d_in).
-        """
+    def _sums(self, rows: Rows, values: Tensor) -> _Sums:
+        """What adds up over rows, of the m matrices of a group; keeps them as the previous ones."""
         norms = torch.linalg.vector_norm(values, dim=1)
-        inverse = norms.reciprocal().nan_to_num_(nan=math.nan, posinf=0)
         previous = self._previous.get(rows.positions)
         if previous is None:
             change = before = torch.full_like(norms, torch.nan)
@@ -161,36 +194,79 @@ class WeightNorms(TrajectoryCallback):
             change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
             self._spent[rows.positions], before = previous
         self._previous[rows.positions] = values, norms
-        per_row = torch.stack((norms, change, before, inverse.sign()), dim=1).square_()
-        products = []
-        weights, directions = rows.stacked(values), rows.stacked(inverse)
-        blocks = self._blocks[rows.positions].split_with_sizes(rows.counts)
-        for weight, direction, block in zip(weights, directions, blocks, strict=True):
-            of_neurons = torch.cat((block @ weight.mT, direction.unsqueeze(1)), dim=1)
-            products.append(of_neurons @ weight)
+        per_row = torch.stack((norms, change, before, norms.sign()), dim=1).square_()
+        weights, of_rows = rows.stacked(values), rows.stacked(norms)
+        return _Sums(
+            totals=rows.sums(per_row),
+            largest=in_own_slot(rows.maxima(norms), rows.ranks),
+            rows=list(zip(weights, of_rows, strict=True)),
+            grams=[
+                metrics.column_grams(weight, norm) if stack.by_columns else None
+                for stack, weight, norm in zip(rows.stacks, weights, of_rows, strict=True)
+            ],
+        )
+
+    def _measured(self, rows: Rows, sums: _Sums) -> dict[str, Tensor]:
+        """What :meth:`settle` takes, from the sums over all rows; the blocks go a step on."""
+        found = [
+            self._of_stack(stack, *of_rows, grams, totals[:, 3])
+            for stack, of_rows, grams, totals in zip(
+                rows.stacks, sums.rows, sums.grams, rows.by_stack(sums.totals), strict=True
+            )
+        ]
         return {
-            "totals": rows.sums(per_row),
-            "largest": in_own_slot(rows.maxima(norms), rows.ranks),
-            "product": torch.cat(products),
+            "shape": _shape(rows.n_neurons, rows.d_in, sums.totals.device),
+            "totals": sums.totals,
+            "largest": sums.largest.amax(1),
+            **{name: torch.cat([of_stack[name] for of_stack in found]) for name in found[0]},
         }
 
-    def _measured(
-        self, rows: Rows, totals: Tensor, largest: Tensor, product: Tensor
+    def _of_stack(
+        self, stack: Stack, weight: Tensor, norms: Tensor, grams: ColumnGrams | None, n: Tensor
     ) -> dict[str, Tensor]:
-        """What :meth:`settle` takes, from the sums over all rows; the blocks go a step on."""
-        block, directions = self._blocks[rows.positions], product[:, -1]
-        product = product[:, :-1]
-        ritz, residual = metrics.ritz_matrix(block, product)
-        self._blocks[rows.positions] = metrics.next_block(product)
+        block = self._blocks[stack]
+        if grams is None:
+            sums = metrics.sums_by_rows(weight, norms, block)
+        else:
+            sums = metrics.sums_by_columns(grams, n, block)
+        ritz, residual = metrics.ritz_matrix(block, sums.product)
+        self._blocks[stack] = metrics.next_block(sums.product)
         missing = BLOCK_SIZE - block.shape[1]  # Zeros do not change the largest Ritz value.
         return {
-            "shape": _shape(rows.n_neurons, block.shape[2], block.device),
-            "totals": totals,
-            "largest": largest.amax(1),
-            "directions": directions.square().sum(-1),
+            "gram": torch.stack(sums[:3], dim=1),
             "ritz": F.pad(ritz, (0, missing, 0, missing)) if missing else ritz,
             "residual": residual,
         }
+
+
+class _Sums(NamedTuple):
+    """Of a group of matrices what adds up over their rows, and the rows held here.
+
+    Attributes:
+        totals: Squared norm, squared change, squared norm before, rows that are not zero, (m, 4).
+        largest: Largest row norm, a slot per rank, (m, ranks).
+        rows: For every stack the matrices and the norms of their rows.
+        grams: For every stack the Gram matrices of its columns, where these are the smaller side
+            or the rows are spread over ranks; else None.
+    """
+
+    totals: Tensor
+    largest: Tensor
+    rows: list[tuple[Tensor, Tensor]]
+    grams: list[ColumnGrams | None]
+
+    @property
+    def added(self) -> list[Tensor]:
+        """What is added up over ranks."""
+        return [
+            self.totals,
+            self.largest,
+            *(part for grams in self.grams if grams for part in grams),
+        ]
+
+
+def _kind(stack: Stack) -> str:
+    return "column_blocks" if stack.by_columns else "row_blocks"
 
 
 @cache

@@ -7,6 +7,7 @@ the classes accumulate them the torchmetrics way. Besides, two of activations: t
 norm, and where attention goes.
 """
 
+from lit_gamma.metrics._matrix import exact_products
 from lit_gamma.metrics.attention import (
     attention_entropy,
     attention_weights,
@@ -32,6 +33,14 @@ from lit_gamma.metrics.condensation import (
     mean_squared_cosine,
     opposed_fraction,
     sorted_by_alignment,
+)
+from lit_gamma.metrics.gram import (
+    ColumnGrams,
+    GramSums,
+    column_grams,
+    inverse_norms,
+    sums_by_columns,
+    sums_by_rows,
 )
 from lit_gamma.metrics.nulls import (
     null_aligned_fraction,
@@ -68,7 +77,9 @@ from lit_gamma.metrics.size import (
 
 __all__ = [
     "AlignedFraction",
+    "ColumnGrams",
     "EffectiveRank",
+    "GramSums",
     "MeanAbsoluteCosine",
     "MeanCosine",
     "MeanSquaredCosine",
@@ -78,13 +89,16 @@ __all__ = [
     "aligned_fraction",
     "attention_entropy",
     "attention_weights",
+    "column_grams",
     "cosine_matrix",
     "effective_rank",
     "epsilon_share",
+    "exact_products",
     "first_token_mass",
     "frobenius_norm",
     "gram_product",
     "implied_gamma",
+    "inverse_norms",
     "leading_block",
     "max_row_norm",
     "mean_absolute_cosine",
@@ -109,6 +123,8 @@ __all__ = [
     "spectral_norm",
     "spectral_norm_bounds",
     "stable_rank",
+    "sums_by_columns",
+    "sums_by_rows",
     "uniform_attention",
     "update_ratio",
 ]

@@ -1,7 +1,28 @@
 """What every weight metric does to its input first: check the shape, up-cast, rescale."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Multiplies matrices in full float32, whatever training uses: TF32 keeps three digits.
+
+    Args:
+        device: Where the matrices are.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def as_float(weight: Tensor) -> Tensor:

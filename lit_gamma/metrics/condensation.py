@@ -9,7 +9,7 @@ condensation of neural networks at initial training", NeurIPS 2022.
 import torch
 from torch import Tensor
 
-from lit_gamma.metrics._matrix import as_float, divide_by_largest
+from lit_gamma.metrics._matrix import as_float, divide_by_largest, exact_products
 
 _MAX_GROUPS = 8
 _SMALLEST_ENERGY = 1e-6  # of a unit vector: below it, only float32 rounding is left
@@ -39,7 +39,7 @@ def cosine_matrix(weight: Tensor) -> Tensor:
     rows, _, is_neuron = divide_by_largest(as_float(weight), -1)
     squared_norms = (rows * rows).sum(-1, keepdim=True)
     units = rows / torch.where(squared_norms == 0, 1, squared_norms).sqrt()
-    with torch.autocast(weight.device.type, enabled=False):
+    with exact_products(weight.device):
         cosines = (units @ units.mT).clamp_(-1, 1)
     cosines.diagonal(dim1=-2, dim2=-1).copy_(is_neuron.squeeze(-1))
     return cosines

@@ -17,23 +17,43 @@ from lit_gamma.weights.neurons import NeuronMatrix
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Weight matrices of one shape, stacked without a copy.
+
+    Attributes:
+        positions: Where the matrices stand in the order of :func:`lit_gamma.neurons`.
+        n_held: How many rows of each this rank holds.
+        by_columns: Whether their Gram matrices are those of the columns: where these are fewer than
+            the rows, and where ranks have parts of the rows, as that sum adds up.
+    """
+
+    positions: tuple[int, ...]
+    n_held: int
+    by_columns: bool
+
+
+@dataclass(frozen=True)
 class Rows:
     """Weight matrices with the same number of inputs, below one another.
 
     Attributes:
         positions: Where the matrices stand in the order of :func:`lit_gamma.neurons`.
         n_neurons: Rows of each whole matrix.
-        shapes: For every run of matrices of one shape, which are stacked without a copy, their
-            number and how many rows of each this rank holds.
+        stacks: The same matrices by shape.
         held: The rows of each matrix that this rank holds, shape (rows, d_in); there may be none.
         ranks: The processes that hold the other rows; None if this one holds all.
     """
 
     positions: tuple[int, ...]
     n_neurons: tuple[int, ...]
-    shapes: list[tuple[int, int]]
+    stacks: list[Stack]
     held: tuple[Tensor, ...]
     ranks: ProcessGroup | None
+
+    @property
+    def d_in(self) -> int:
+        """Number of inputs."""
+        return self.held[0].shape[1]
 
     def copy(self, buffer: Tensor | None = None) -> Tensor:
         """Copies the rows held here, float32, shape (rows, d_in).
@@ -46,17 +66,17 @@ class Rows:
             return torch.cat(self.held, out=buffer)
         return lend(torch.cat(self.held).float())
 
-    @property
-    def counts(self) -> list[int]:
-        """Number of matrices in every run."""
-        return [count for count, _ in self.shapes]
+    def by_stack(self, values: Tensor) -> list[Tensor]:
+        """Splits values of shape (len(positions), ...) into those of each stack."""
+        parts = values.split_with_sizes([len(stack.positions) for stack in self.stacks])
+        return list(parts)
 
     def stacked(self, values: Tensor) -> list[Tensor]:
-        """Views values of shape (rows, ...) as (matrices, rows of each, ...), a view per run."""
-        parts = values.split_with_sizes([count * rows for count, rows in self.shapes])
+        """Views values of shape (rows, ...) as (matrices, rows of each, ...), a view per stack."""
+        shapes = [(len(stack.positions), stack.n_held) for stack in self.stacks]
+        parts = values.split_with_sizes([count * rows for count, rows in shapes])
         return [
-            part.view(*shape, *values.shape[1:])
-            for part, shape in zip(parts, self.shapes, strict=True)
+            part.view(*shape, *values.shape[1:]) for part, shape in zip(parts, shapes, strict=True)
         ]
 
     def sums(self, values: Tensor) -> Tensor:
@@ -90,12 +110,15 @@ def grouped_rows(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
         held, ranks = _held(matrix.weight)
         key = (matrix.weight.shape[1], held.device, ranks)
         alike.setdefault(key, []).append((i, matrix.weight.shape[0], held))
-    for (_, _, ranks), members in alike.items():
+    for (d_in, _, ranks), members in alike.items():
         members.sort(key=lambda member: member[1])  # Stable: shapes become neighbours.
-        positions, n_neurons, held_rows = zip(*members, strict=True)
-        runs = [list(run) for _, run in groupby(members, key=lambda member: member[1])]
-        shapes = [(len(run), run[0][2].shape[0]) for run in runs]
-        yield Rows(positions, n_neurons, shapes, held_rows, ranks)
+        stacks = []
+        for n, alike_too in groupby(members, key=lambda member: member[1]):
+            of_shape = list(alike_too)
+            positions = tuple(i for i, _, _ in of_shape)
+            stacks.append(Stack(positions, of_shape[0][2].shape[0], n > d_in or ranks is not None))
+        all_positions, n_neurons, held_rows = zip(*members, strict=True)
+        yield Rows(all_positions, n_neurons, stacks, held_rows, ranks)
 
 
 def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:

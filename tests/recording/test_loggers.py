@@ -143,7 +143,7 @@ def test_wandb_and_mlflow_get_tensorboards_pictures(tmp_path, monkeypatch):
         for tag in ("2_condensation/cosines", "trajectory/overview")
         for drawn in events.Images(tag)
     ]
-    assert len(expected) == 3 + 2
+    assert len(expected) == 3 + 1
     for kept in (
         tmp_path.glob("wandb/offline-run-*/files/**/*.png"),
         tmp_path.glob("store/**/*.png"),
