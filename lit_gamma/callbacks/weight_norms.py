@@ -52,6 +52,8 @@ class WeightNorms(TrajectoryCallback):
             range="0..1",
             null=lambda n_neurons, d_in: metrics.null_mean_squared_cosine(d_in),
             null_formula="1 / d",
+            chart="cos² ÷ null",
+            group="2_condensation",
         ),
         Quantity(
             "participation_ratio",

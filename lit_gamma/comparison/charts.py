@@ -13,9 +13,10 @@ from lit_gamma.comparison.runs import Runs
 from lit_gamma.comparison.scalar_curves import LOSS
 from lit_gamma.comparison.svg import Line, Phase, panel
 from lit_gamma.comparison.token_panels import rows_of, span
-from lit_gamma.comparison.weight_curves import ALL_ROLES, TABLES
+from lit_gamma.comparison.weight_curves import ALL_ROLES
 from lit_gamma.trajectory import phase_words
 from lit_gamma.trajectory.phase_finding import QUANTITIES
+from lit_gamma.trajectory.sources import TABLES
 
 MOST_LINES = 8
 """Quantities of a task that share a chart."""

@@ -18,12 +18,12 @@ from lit_gamma import trajectory
 from lit_gamma.comparison.settings import differing, flat, setting
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import schema_of
+from lit_gamma.trajectory.sources import PER_DECADE
 
 Steps = npt.NDArray[np.int64]
 Losses = npt.NDArray[np.float32]
 
 _PROBE = ("probe_loss", "probe_tokens")
-_PER_DECADE = 60
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Run:
             return {}
         every_step = names & {"weight_norms"}
         tables = trajectory.load(self.path, names - every_step)
-        return tables | trajectory.load(self.path, every_step, _PER_DECADE)
+        return tables | trajectory.load(self.path, every_step, PER_DECADE)
 
     def meanings(self, table: str) -> dict[str, str]:
         """What each column of a table is, as its callback says."""

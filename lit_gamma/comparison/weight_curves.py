@@ -8,18 +8,10 @@ import pandas as pd
 from lit_gamma.comparison.averages import log_spaced, of_groups, thinned
 from lit_gamma.comparison.runs import Run, Runs
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
+from lit_gamma.trajectory.sources import TABLES, table_of
 
 ALL_ROLES = "all roles"
 """In place of a role: the geometric mean over the roles."""
-
-TABLES = {
-    "mean_squared_cosine_over_null": "condensation",
-    "effective_rank_over_null": "effective_rank",
-    "stable_rank_over_null": "effective_rank",
-    "participation_ratio_over_null": "effective_rank",
-    "update_ratio": "weight_norms",
-}
-"""The quantities that are drawn, and the table that each is in."""
 
 
 def weight_curves(side_by_side: Runs) -> pd.DataFrame:
@@ -29,8 +21,8 @@ def weight_curves(side_by_side: Runs) -> pd.DataFrame:
         side_by_side: The runs.
 
     Returns:
-        Columns ``quantity`` (of :data:`TABLES`), ``role`` (or :data:`ALL_ROLES`), ``group``,
-        ``step``, ``value``, ``lowest`` and ``highest`` of the runs. Steps reach as far as the
+        Columns ``quantity`` (of :data:`~lit_gamma.trajectory.sources.TABLES`), ``role`` (or
+        :data:`ALL_ROLES`), ``group``, ``step``, ``value``, ``lowest`` and ``highest`` of the runs. Steps reach as far as the
         shortest record; empty if no run has one.
     """
     seen = [_of_run(i, run) for i, run in enumerate(side_by_side.runs)]
@@ -54,7 +46,7 @@ def all_phases(side_by_side: Runs) -> pd.DataFrame:
     labels = list(side_by_side.groups)
     found = []
     for run, g in zip(side_by_side.runs, side_by_side.group_of, strict=True):
-        if any(table in run.tables for table, _ in QUANTITIES.values()):
+        if any(table_of(run.tables, quantity) is not None for quantity in QUANTITIES):
             phases = phases_of_roles(run.tables)
             phases.insert(0, "group", labels[g])
             phases.insert(0, "run", run.path)
@@ -66,10 +58,11 @@ def all_phases(side_by_side: Runs) -> pd.DataFrame:
 def _of_run(i: int, run: Run) -> pd.DataFrame:
     """Each quantity of a run by role: ``run``, ``quantity``, ``role``, ``step``, ``value``."""
     found = []
-    for quantity, table in TABLES.items():
-        if quantity not in run.tables.get(table, ()):
+    for quantity in TABLES:
+        table = table_of(run.tables, quantity)
+        if table is None:
             continue
-        by_role = role_means(thinned(run.tables[table], ["matrix", "role"], quantity), quantity)
+        by_role = role_means(thinned(table, ["matrix", "role"], quantity), quantity)
         by_role = by_role.where(by_role > 0).dropna(axis=1, how="all")
         by_role[ALL_ROLES] = np.exp(np.log(by_role).mean(axis=1))
         by_role.columns.name = "role"

@@ -244,8 +244,13 @@ class TrajectoryCallback(Callback):
         }
         return Table(
             self.name, *self.items(module), self.quantities, self.nulls(module), self.reference,
-            metadata, self.group, self.run.all_tags,
+            metadata, self.group, self.run.all_tags, self._shown_elsewhere(),
         )  # fmt: skip
+
+    def _shown_elsewhere(self) -> set[str]:
+        """Quantities whose tags another callback has taken over."""
+        others = (c for c in self.run.callbacks if c is not self)
+        return {q.name for c in others for q in c.quantities if q.group == self.group}
 
     @property
     @override

@@ -15,8 +15,10 @@ from lit_gamma.files import replacing
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.jsonable import jsonable
-from lit_gamma.trajectory.phase_finding import phases_of
+from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of
 from lit_gamma.trajectory.phase_words import phases_in_words
+from lit_gamma.trajectory.reading import load_curves
+from lit_gamma.trajectory.sources import table_of
 from lit_gamma.trajectory.tensorboard import write_phases
 from lit_gamma.weights.sharding import all_finite
 
@@ -62,9 +64,9 @@ def summarize(
     if not any(run.folder.glob("trajectory/*.arrow")):
         return summary
     summary["findings"] = _findings(run)
-    tables = trajectory.load(run.folder, ("condensation", "effective_rank"))
+    tables = load_curves(run.folder)
     summary |= trajectory.extremes(tables)
-    if tables:
+    if any(table_of(tables, quantity) is not None for quantity in QUANTITIES):
         phases = phases_of(tables)
         words = phases_in_words(phases)
         summary |= {"in_words": words, "phases": _nested(phases)}

@@ -13,7 +13,8 @@ import pandas as pd
 
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
-from lit_gamma.trajectory.reading import load, outcomes
+from lit_gamma.trajectory.reading import load_curves, outcomes
+from lit_gamma.trajectory.sources import TABLES, table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,16 +24,14 @@ Curves = pd.DataFrame
 """Lines of a panel: a column each, indexed by step."""
 
 BY_ROLE = {
-    "mean_squared_cosine_over_null": ("condensation", "cos² between neurons ÷ random"),
-    "effective_rank_over_null": ("effective_rank", "effective rank ÷ random"),
-    "stable_rank_over_null": ("effective_rank", "stable rank ÷ random"),
-    "update_ratio": ("weight_norms", "update ÷ weights"),
+    "mean_squared_cosine_over_null": "cos² between neurons ÷ random",
+    "effective_rank_over_null": "effective rank ÷ random",
+    "stable_rank_over_null": "stable rank ÷ random",
+    "update_ratio": "update ÷ weights",
 }
-"""What is drawn with a line for each role: column to its table and title."""
+"""What is drawn with a line for each role: column to its title."""
 
 _LOGARITHMIC = ("mean_squared_cosine_over_null", "update_ratio")
-_PER_DECADE = 60
-_EVERY_STEP = ("token_loss", "weight_norms")
 _COLOURS = (
     "#0072b2", "#56b4e9", "#009e73", "#7fbf3f", "#e69f00", "#d55e00", "#cc79a7", "#8c564b",
     "#777777", "#222222", "#bcbd22", "#17becf",
@@ -58,8 +57,7 @@ def plot(run_dir: str | Path, title: str | None = None) -> Figure:
     Raises:
         InputError: The directory holds no record, or one with nothing of this.
     """
-    tables = load(run_dir, _EVERY_STEP, _PER_DECADE)
-    tables |= load(run_dir, ["condensation", "effective_rank", *outcomes(run_dir)])
+    tables = load_curves(run_dir, ["token_loss", *outcomes(run_dir)])
     panels = _panels(tables)
     if not panels:
         raise InputError(f"{run_dir} holds no loss and no record of weights to draw")
@@ -118,20 +116,21 @@ def _panels(tables: Mapping[str, pd.DataFrame]) -> dict[str, Curves]:
     panels = {
         name: table.set_index("step")
         for name, table in tables.items()
-        if name not in {table for table, _ in BY_ROLE.values()}
+        if not any(name in sources for sources in TABLES.values())
     }
     if "token_loss" in panels:
         panels = {"training loss": panels.pop("token_loss")[["mean"]], **panels}
-    for quantity, (name, _) in BY_ROLE.items():
-        if name in tables and len(tables[name]):
-            panels[quantity] = role_means(tables[name], quantity)
+    for quantity in BY_ROLE:
+        table = table_of(tables, quantity)
+        if table is not None and len(table):
+            panels[quantity] = role_means(table, quantity)
     return {q: curves for q, curves in panels.items() if np.isfinite(curves.to_numpy()).any()}
 
 
 def _draw(ax: Axes, quantity: str, curves: Curves, colours: Mapping[str, str]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    title = BY_ROLE[quantity][1] if quantity in BY_ROLE else quantity.replace("_", " ")
+    title = BY_ROLE.get(quantity, quantity.replace("_", " "))
     ax.set_title(title, loc="left", fontsize=10, pad=3)
     for name, curve in curves.items():
         known = curve.dropna()
@@ -156,7 +155,7 @@ def _mark_phases(
     drawn: Mapping[str, Axes], tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]
 ) -> None:
     """Puts a triangle on each curve that has a phase, and one under the loss."""
-    if not any(table in tables for table, _ in QUANTITIES.values()):
+    if all(table_of(tables, quantity) is None for quantity in QUANTITIES):
         return
     undrawn = [quantity for quantity in QUANTITIES if quantity not in drawn]
     phases = phases_of_roles(

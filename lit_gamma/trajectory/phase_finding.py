@@ -11,14 +11,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from lit_gamma.errors import InputError
+from lit_gamma.trajectory.sources import table_of
 
 QUANTITIES = {
-    "mean_squared_cosine_over_null": ("condensation", 1),
-    "effective_rank_over_null": ("effective_rank", -1),
-    "participation_ratio_over_null": ("effective_rank", -1),
-    "stable_rank_over_null": ("effective_rank", -1),
+    "mean_squared_cosine_over_null": 1,
+    "effective_rank_over_null": -1,
+    "participation_ratio_over_null": -1,
+    "stable_rank_over_null": -1,
 }
-"""What shows condensation: column to its table, and the sign of the move (up, down)."""
+"""What shows condensation: column to the sign of the move (up, down)."""
 
 PER_DECADE = 20
 """Points per factor of ten of steps that a curve is averaged to."""
@@ -190,13 +191,16 @@ def _found(
 ) -> pd.DataFrame:
     if not min_change > 0:
         raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
-    recorded = {q: (tables[t], s) for q, (t, s) in QUANTITIES.items() if q in tables.get(t, ())}
-    if not recorded:
-        raise InputError("phases need the tables condensation or effective_rank; the run has none")
+    recorded = {quantity: table_of(tables, quantity) for quantity in QUANTITIES}
+    if all(table is None for table in recorded.values()):
+        raise InputError(
+            "phases need the tables weight_norms, condensation or effective_rank; the run has none"
+        )
     rows = []
     for curves in curves_of:
-        for quantity, (table, sign) in recorded.items():
-            for role, matrix, curve in curves(table, quantity):
+        for quantity, table in recorded.items():
+            sign = QUANTITIES[quantity]
+            for role, matrix, curve in () if table is None else curves(table, quantity):
                 seen = curve[np.isfinite(curve) & (curve > 0)]
                 phases = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
                 row = {"role": role, "matrix": matrix, "quantity": quantity}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pyarrow as pa
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import log_spaced, read_batches, schema_of
 from lit_gamma.trajectory.layouts import vectors
-from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of, role_means
+from lit_gamma.trajectory.phase_finding import phases_of, role_means
+from lit_gamma.trajectory.sources import EVERY_STEP, PER_DECADE, TABLES, table_of
 
 _MOST_OUTCOMES = 4
 
@@ -50,6 +51,21 @@ def load(
         for name, batches in tables.items()
         if batches
     }
+
+
+def load_curves(run_dir: str | Path, others: Collection[str] = ()) -> dict[str, pd.DataFrame]:
+    """Reads what is known of the weights, of tables with every step at log-spaced steps.
+
+    Args:
+        run_dir: The run's directory.
+        others: More tables to read.
+
+    Raises:
+        InputError: The directory holds no record.
+    """
+    names = {name for tables in TABLES.values() for name in tables} | set(others)
+    sparse = load(run_dir, names - set(EVERY_STEP))
+    return sparse | load(run_dir, names & set(EVERY_STEP), PER_DECADE)
 
 
 def outcomes(run_dir: str | Path) -> list[str]:
@@ -130,10 +146,10 @@ def phases(run_dir: str | Path, min_change: float = 0.1) -> pd.DataFrame:
     Raises:
         InputError: The run has no record of condensation or effective rank.
     """
-    return phases_of(load(run_dir, {table for table, _ in QUANTITIES.values()}), min_change)
+    return phases_of(load_curves(run_dir), min_change)
 
 
-def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:
+def extremes(tables: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, Any]]]:
     """Finds, per role, where condensation was strongest and the effective rank lowest.
 
     Both are means over the matrices of the role, each interpolated between the steps at which it
@@ -147,16 +163,15 @@ def extremes(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, A
         where the run has no such record.
     """
     return {
-        "strongest_condensation": _extreme(
-            tables.get("condensation"), "mean_squared_cosine_over_null", largest=True
-        ),
-        "lowest_effective_rank": _extreme(
-            tables.get("effective_rank"), "effective_rank_over_null", largest=False
-        ),
+        "strongest_condensation": _extreme(tables, "mean_squared_cosine_over_null", largest=True),
+        "lowest_effective_rank": _extreme(tables, "effective_rank_over_null", largest=False),
     }
 
 
-def _extreme(table: pd.DataFrame | None, column: str, largest: bool) -> dict[str, dict[str, Any]]:
+def _extreme(
+    tables: Mapping[str, pd.DataFrame], column: str, largest: bool
+) -> dict[str, dict[str, Any]]:
+    table = table_of(tables, column)
     if table is None:
         return {}
     by_role = role_means(table, column).dropna(axis=1, how="all")  # A single neuron has no pair.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -31,6 +31,8 @@ class Quantity:
         chart: Title of the chart in TensorBoard that shows it, over its null if it has one.
         joined: What TensorBoard shows as one line for all items, their mean or sum; without it
             there is a line for each label.
+        group: First part of its tags, if it is not its table's: it stands there in place of that
+            table's own quantity of this name.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Quantity:
     null_formula: str = ""
     chart: str | None = None
     joined: Literal["mean", "sum"] | None = None
+    group: str = ""
 
     def __str__(self) -> str:
         meaning = ", ".join(filter(None, (self.meaning, self.unit)))
@@ -65,6 +68,7 @@ class Table:
         group: First part of its tags; its name by default.
         all_tags: Whether TensorBoard gets a line for every item and column. By default items of
             a role are averaged.
+        elsewhere: Names of the quantities that TensorBoard gets from another table.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Table:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
     all_tags: bool = False
+    elsewhere: Collection[str] = ()
 
     @property
     def n_items(self) -> int:
@@ -93,7 +98,7 @@ class Table:
         """Title of each chart to the columns that it shows."""
         charts: dict[str, list[str]] = {}
         for quantity in self.quantities:
-            if quantity.chart is not None:
+            if quantity.chart is not None and quantity.name not in self.elsewhere:
                 over_null = quantity.name in self.nulls
                 column = f"{quantity.name}_over_null" if over_null else quantity.name
                 charts.setdefault(quantity.chart, []).append(column)
@@ -101,23 +106,30 @@ class Table:
 
     def shows(self, column: str) -> bool:
         """Whether TensorBoard gets a column."""
-        charted = self.charts.values()
-        return self.all_tags or not charted or any(column in columns for columns in charted)
+        if _quantity_of(column) in self.elsewhere:
+            return False
+        if self.all_tags or all(quantity.chart is None for quantity in self.quantities):
+            return True
+        return any(column in columns for columns in self.charts.values())
 
     def joined(self, column: str) -> Literal["mean", "sum"] | None:
         """How all items are joined to one line of TensorBoard; None for a line for each label."""
         if self.all_tags:
             return None
         said = {quantity.name: quantity.joined for quantity in self.quantities}
-        return said.get(column.removesuffix("_over_null"))
+        return said.get(_quantity_of(column))
 
     def tags(self, column: str) -> list[str]:
         """The tag that each item has in TensorBoard; items that share one are shown as a line."""
         by = self.labels if self.all_tags else self.index.get("role", self.labels)
         labels = [""] * self.n_items if self.joined(column) or not by else by
-        return [
-            "/".join(filter(None, (self.group or self.name, column, label))) for label in labels
-        ]
+        own = {quantity.name: quantity.group for quantity in self.quantities}
+        group = own.get(_quantity_of(column)) or self.group or self.name
+        return ["/".join(filter(None, (group, column, label))) for label in labels]
+
+
+def _quantity_of(column: str) -> str:
+    return column.removesuffix("_over_null")
 
 
 @cache

@@ -122,7 +122,10 @@ def curves(writer: SummaryWriter) -> View:
 
 def write_layout(writer: SummaryWriter, tables: Iterable[Table]) -> None:
     """Lays out the charts of all tables, in the order of their tags."""
-    charts = {table.group or table.name: grouped_charts(table) for table in tables if table.charts}
+    charts: dict[str, dict[str, list[object]]] = {}
+    for table in tables:
+        for title, (kind, tags) in grouped_charts(table).items():
+            charts.setdefault(tags[0].partition("/")[0], {})[title] = [kind, tags]
     writer.add_custom_scalars(dict(sorted(charts.items())))
 
 
@@ -149,7 +152,7 @@ def write_phases(
     writer.add_text("phases", "\n".join(lines), step)
 
 
-def grouped_charts(table: Table) -> dict[str, list[object]]:
+def grouped_charts(table: Table) -> dict[str, tuple[str, list[str]]]:
     """Groups the tags of a table into charts of at most :data:`MOST_LINES` lines.
 
     Args:
@@ -157,10 +160,10 @@ def grouped_charts(table: Table) -> dict[str, list[object]]:
             roles.
 
     Returns:
-        Charts as ``SummaryWriter.add_custom_scalars`` takes them.
+        Title to kind and tags, as ``SummaryWriter.add_custom_scalars`` takes them.
     """
     roles = table.index.get("role", [""] * table.n_items)
-    grouped: dict[str, list[object]] = {}
+    grouped: dict[str, tuple[str, list[str]]] = {}
     for title, columns in table.charts.items():
         lines: dict[str, dict[str, None]] = {}
         for column in columns:
@@ -170,7 +173,7 @@ def grouped_charts(table: Table) -> dict[str, list[object]]:
         for name, tags in lines.items():
             for i in range(0, len(tags), MOST_LINES):
                 more = f" ({i // MOST_LINES + 1})" if i else ""
-                grouped[name + more] = ["Multiline", list(tags)[i : i + MOST_LINES]]
+                grouped[name + more] = "Multiline", list(tags)[i : i + MOST_LINES]
     return grouped
 
 
