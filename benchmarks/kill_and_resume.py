@@ -47,8 +47,8 @@ class StepFile(lightning.Callback):
 def fit(root: Path, version: int, ckpt_path: Path | None = None) -> None:
     lightning.seed_everything(1, verbose=False)
     recorded = [
-        Condensation(overhead=None, matrices_per_step=0.5),
-        EffectiveRank(overhead=None, matrices_per_step=2.0),
+        Condensation(matrices_per_step=0.5),
+        EffectiveRank(matrices_per_step=2.0),
         WeightNorms(),
         TokenLoss(),
     ]

@@ -46,6 +46,7 @@ from lit_gamma import LanguageModel, OptimizerConfig, TransformerConfig, neurons
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
+    Overhead,
     Overview,
     Schedule,
     TokenLoss,
@@ -219,7 +220,7 @@ def fitted(*kinds: Callable[[], lightning.Callback]) -> Callable[[Row, int, int]
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ).fit(module(row), Batches(row, steps))
-        return sum(c.budget.seconds for c in callbacks if isinstance(c, TrajectoryCallback))
+        return sum(c.bill.seconds for c in callbacks if isinstance(c, TrajectoryCallback))
 
     return run
 
@@ -230,12 +231,12 @@ VARIANTS = {
     "bare loop": bare,
     "Lightning": fitted(),
     "defaults": fitted(
-        Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile, Overview
+        Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile, Overhead, Overview
     ),
     "token loss": fitted(TokenLoss, TokenLossProfile),
     "everything exact": fitted(
-        lambda: Condensation(EVERY, None),
-        lambda: EffectiveRank(EVERY, None),
+        lambda: Condensation(EVERY),
+        lambda: EffectiveRank(EVERY),
         WeightNorms,
         TokenLoss,
     ),

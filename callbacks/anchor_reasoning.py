@@ -30,7 +30,6 @@ class AnchorReasoning(TrajectoryCallback):
 
     Args:
         schedule: The steps to record; by default every 100 and two per factor of ten.
-        overhead: See :class:`TrajectoryCallback`.
         pictures: The steps to draw; by default two per factor of ten.
     """
 

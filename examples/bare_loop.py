@@ -25,7 +25,7 @@ def train(run_dir, steps, checkpoint=None):
         optimizer.load_state_dict(saved["optimizer"])
     ids = torch.randint(100, (80, 16), generator=torch.Generator().manual_seed(2))
     batches = ids.view(10, 2, 4, 16)  # An epoch of ten steps, each of two micro-batches of four.
-    recorded = [Condensation(Schedule(every=5), overhead=None), WeightNorms(), TokenLoss()]
+    recorded = [Condensation(Schedule(every=5)), WeightNorms(), TokenLoss()]
     with record(model, run_dir, recorded, total_steps=30, state=saved["trajectory"]) as trajectory:
         for step in range(trajectory.run.step, steps):
             for batch in batches[step % 10]:

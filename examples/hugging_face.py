@@ -19,9 +19,7 @@ def train(run_dir, steps, checkpoint=None):
     )
     gamma_init_(model, 1.0, generator=torch.Generator().manual_seed(1))
     ids = torch.randint(100, (80, 16), generator=torch.Generator().manual_seed(2))
-    recorded = Trajectory(
-        Condensation(Schedule(every=5), overhead=None), WeightNorms(), TokenLoss()
-    )
+    recorded = Trajectory(Condensation(Schedule(every=5)), WeightNorms(), TokenLoss())
     arguments = TrainingArguments(
         run_dir,
         max_steps=steps,

@@ -41,7 +41,7 @@ def token_loss(outputs, batch):
 def train(run_dir, steps, checkpoint=None):
     """Trains up to a step and returns the folder of the record."""
     recorded = [
-        Condensation(Schedule(every=5), overhead=None),
+        Condensation(Schedule(every=5)),
         WeightNorms(),
         TokenLoss(token_loss=token_loss),
     ]

@@ -56,10 +56,12 @@ def workspace(tmp_path, monkeypatch) -> Path:
     for folder in ("configs", "callbacks"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     base = tmp_path / "configs" / "base.yaml"
-    taking_turns = r"(callbacks\.(?:Condensation|EffectiveRank)\n[^-]*?)overhead: .*"
-    paced = r"\1overhead: null\n        matrices_per_step: 0.5"
+    taking_turns = r"(callbacks\.(?:Condensation|EffectiveRank)\n +init_args:\n)"
+    paced = r"\1        matrices_per_step: 0.5\n"
     text, found = re.subn(taking_turns, paced, base.read_text())
     assert found == 2
     base.write_text(text)
+    for config in (tmp_path / "configs").glob("*.yaml"):
+        config.write_text(re.sub(r"(?m)^overhead: .*$", "overhead: null", config.read_text()))
     monkeypatch.chdir(tmp_path)
     return tmp_path

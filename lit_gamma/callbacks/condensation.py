@@ -47,7 +47,6 @@ class Condensation(WeightTrajectory):
 
     Args:
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
-        overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to draw; by default two per factor of ten.
         heatmap_roles: The roles to draw, see :data:`lit_gamma.weights.neurons.ROLES`.
@@ -90,13 +89,12 @@ class Condensation(WeightTrajectory):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = 0.005,
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
         heatmap_roles: Sequence[str] = ("embedding", "query", "key", "value", "mlp_up", "lm_head"),
         heatmap_rows: int = 128,
     ) -> None:
-        super().__init__(schedule, overhead, matrices_per_step, pictures)
+        super().__init__(schedule, matrices_per_step, pictures)
         self.heatmap_roles = heatmap_roles
         self.heatmap_rows = heatmap_rows
 

@@ -33,7 +33,6 @@ class EffectiveRank(WeightTrajectory):
 
     Args:
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
-        overhead: See :class:`WeightTrajectory`.
         matrices_per_step: See :class:`WeightTrajectory`.
         pictures: The steps to write the histograms; by default two per factor of ten.
     """
@@ -71,11 +70,10 @@ class EffectiveRank(WeightTrajectory):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = 0.0075,
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule, overhead, matrices_per_step, pictures)
+        super().__init__(schedule, matrices_per_step, pictures)
         self._waits = False
 
     @override

@@ -1,4 +1,4 @@
-"""Overhead: what does recording cost?"""
+"""Overhead: what may recording cost, and what does it?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_gamma.recording.budget import Budget
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
@@ -17,13 +18,21 @@ from lit_gamma.trajectory.table import Index, Quantity
 
 
 class Overhead(TrajectoryCallback):
-    """Records what each trajectory callback costs, on the host, since the recorded step before.
+    """Limits what all trajectory callbacks cost together, and records what each does cost.
+
+    After ten steps, whose times it takes, the run says what will be recorded how often. What fits
+    is recorded as scheduled, and matrices take turns with what is left. If it is too much, jobs are
+    done at every second, fourth, ... step of their schedules, the dearest first: pictures, then
+    records, last what is recorded at every step. Some of each is recorded in any case. In the
+    record are costs on the host since the recorded step before.
 
     Logged as ``6_overhead/share_of_step``, the sum over the callbacks; the file has the
     ``quantities`` below of each.
 
     Args:
         schedule: The steps to record, every 100 by default; nothing is known yet at step 0.
+        overhead: What recording may cost in all, as a share of the time of training without it;
+            None for no limit: everything is recorded as scheduled, and no matrices take turns.
     """
 
     default_schedule = Schedule(every=100)
@@ -43,8 +52,9 @@ class Overhead(TrajectoryCallback):
     )
     section = "6"
 
-    def __init__(self, schedule: Schedule | None = None) -> None:
+    def __init__(self, schedule: Schedule | None = None, overhead: float | None = 0.05) -> None:
         super().__init__(schedule)
+        self.overhead = Budget(overhead).overhead
 
     @override
     def due(self, step: int) -> bool:
@@ -69,7 +79,7 @@ class Overhead(TrajectoryCallback):
     @override
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         run, now = self.run, time.perf_counter()
-        billed = torch.tensor([callback.budget.seconds for callback in run.callbacks]).double()
+        billed = torch.tensor([callback.bill.seconds for callback in run.callbacks]).double()
         spent, elapsed, steps = (
             billed - self._billed,
             now - self._clock,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,7 @@ class Overview(TrajectoryCallback):
     """
 
     default_pictures = Schedule(per_decade=1)
+    expected_seconds: ClassVar[Mapping[str, float]] = {"pictures": 0.35}
 
     def __init__(self, pictures: Schedule | None = None, all_tags: bool = False) -> None:
         super().__init__(pictures=pictures)
@@ -54,7 +56,7 @@ class Overview(TrajectoryCallback):
         """Draws the end, when all others have recorded it."""
         run = self.run
         if run.step > max(self.file.last_drawn, self.file.began):
-            with self.budget.billed("pictures"), run.optional(f"{self.name}: the last picture"):
+            with self.bill.billed("pictures"), run.optional(f"{self.name}: the last picture"):
                 self.draw(run.trainer, run.module, run.writer)
             self.file.last_drawn = run.step
         super().finish(completed)

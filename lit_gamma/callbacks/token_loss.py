@@ -30,7 +30,6 @@ class TokenLoss(BatchTrajectory):
 
     Args:
         schedule: The steps to record.
-        overhead: See :class:`TrajectoryCallback`.
         token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
             every token, of any shape. By default it is taken from the output's ``token_loss``.
     """

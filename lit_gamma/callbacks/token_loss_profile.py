@@ -48,7 +48,6 @@ class TokenLossProfile(BatchTrajectory):
 
     Args:
         schedule: The steps to record; by default the first ten and log-spaced ones.
-        overhead: See :class:`TrajectoryCallback`.
         token_loss: See :class:`TokenLoss`.
     """
 

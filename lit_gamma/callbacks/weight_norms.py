@@ -42,7 +42,6 @@ class WeightNorms(TrajectoryCallback):
 
     Args:
         schedule: The steps to record.
-        overhead: See :class:`TrajectoryCallback`.
     """
 
     quantities: ClassVar[Sequence[Quantity]] = (
@@ -92,8 +91,8 @@ class WeightNorms(TrajectoryCallback):
 
     section = "4"
 
-    def __init__(self, schedule: Schedule | None = None, overhead: float | None = None) -> None:
-        super().__init__(schedule, overhead)
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        super().__init__(schedule)
         self._loaded: Mapping[str, Any] = {}
         self._blocks: dict[Stack, Tensor] = {}
         self._previous: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}

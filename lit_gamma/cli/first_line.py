@@ -105,7 +105,9 @@ def _said(config: Any) -> Iterator[str]:
             yield f"{trainer[limit]} {unit}"
     callbacks = trainer.get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    yield f"recording {', '.join(_recorded(callbacks)) or 'nothing'}"
+    limit = config.get("overhead")
+    within = "" if limit is None else f", within {float(limit):.0%} of training"
+    yield f"recording {', '.join(_recorded(callbacks)) or 'nothing'}{within}"
 
 
 def _recorded(callbacks: list[Any]) -> Iterator[str]:

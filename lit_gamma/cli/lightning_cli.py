@@ -73,7 +73,13 @@ class LitGammaCLI(LightningCLI):
         return {asked: chosen[asked]} if asked in chosen else chosen
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data decides the model's vocabulary and context length."""
+        """The data decides the model's vocabulary and context length; configs read overhead."""
+        parser.add_argument(
+            "--overhead",
+            type=float | None,
+            default=0.05,
+            help="What all recording may cost, as a share of training; null for no limit.",
+        )
         for name in ("vocab_size", "context_length"):
             parser.link_arguments(
                 f"data.{name}", f"model.transformer.{name}", apply_on="instantiate"

@@ -18,6 +18,7 @@ class Option(NamedTuple):
 EXPERIMENT = (
     Option("config", "FILE", None, "a YAML file; of several, and of what follows, the last wins"),
     Option("seed_everything", "N", 1, "seed of the initialization and the order of the data"),
+    Option("overhead", "X", 0.05, "what all recording may cost, as a share of training"),
     Option("ckpt_path", "FILE", None, "go on from this checkpoint of the same experiment"),
 )
 MODEL = (

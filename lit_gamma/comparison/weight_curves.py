@@ -22,8 +22,8 @@ def weight_curves(side_by_side: Runs) -> pd.DataFrame:
 
     Returns:
         Columns ``quantity`` (of :data:`~lit_gamma.trajectory.sources.TABLES`), ``role`` (or
-        :data:`ALL_ROLES`), ``group``, ``step``, ``value``, ``lowest`` and ``highest`` of the runs. Steps reach as far as the
-        shortest record; empty if no run has one.
+        :data:`ALL_ROLES`), ``group``, ``step``, ``value``, ``lowest`` and ``highest`` of
+        the runs. Steps reach as far as the shortest record; empty if no run has one.
     """
     seen = [_of_run(i, run) for i, run in enumerate(side_by_side.runs)]
     rows: pd.DataFrame = pd.concat([of_run for of_run in seen if len(of_run)] or [pd.DataFrame()])

@@ -38,7 +38,6 @@ class ProbeTrajectory(TrajectoryCallback):
 
     Args:
         schedule: The steps to record; by default ten per factor of ten.
-        overhead: See :class:`TrajectoryCallback`.
         samples: Samples in the probe batch.
         forward: Called with the module and the probe batch to run it. By default its
             ``training_step``, with logging switched off; give one if that does more than compute.
@@ -54,11 +53,10 @@ class ProbeTrajectory(TrajectoryCallback):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = None,
         samples: int = 8,
         forward: Forward | None = None,
     ) -> None:
-        super().__init__(schedule, overhead)
+        super().__init__(schedule)
         if samples < 1:
             raise InputError(f"{self.name}: samples must be at least 1, got {samples}")
         self.samples = samples

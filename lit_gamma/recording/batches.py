@@ -59,7 +59,6 @@ class BatchTrajectory(TrajectoryCallback):
 
     Args:
         schedule: The steps to record; every step by default.
-        overhead: See :class:`TrajectoryCallback`.
         token_loss: Called with what ``training_step`` returned and the batch, returns the loss of
             every token, of any shape. By default it is the output's ``token_loss``.
     """
@@ -69,10 +68,9 @@ class BatchTrajectory(TrajectoryCallback):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = None,
         token_loss: TokenLossOf | None = None,
     ) -> None:
-        super().__init__(schedule, overhead)
+        super().__init__(schedule)
         self.token_loss = token_loss
 
     def kept(self, outputs: Any, batch: Any) -> Any:
@@ -125,7 +123,7 @@ class BatchTrajectory(TrajectoryCallback):
         if step < self.run.step:
             self.file.since = step
         if outputs and step > self.file.last_step:
-            with self.budget.billed("record"):
+            with self.bill.billed("record"):
                 values = self.measure(outputs)
                 self.file.append(step, {name: value[None] for name, value in values.items()})
                 self.file.last_step = step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from lit_gamma.recording.budget import Budget, Plan
+from lit_gamma.recording.bill import Bill
+from lit_gamma.recording.budget import Share, Turns
 from lit_gamma.recording.lightning_run import run_of
 from lit_gamma.recording.record_file import RecordFile
 from lit_gamma.recording.run import Run
@@ -31,15 +34,11 @@ class TrajectoryCallback(Callback):
     rank 0 writes. A record goes on across a resume without gaps or duplicates.
 
     Subclasses implement :meth:`observe`; or :class:`WeightTrajectory` or :class:`BatchTrajectory`.
-
-    Whoever trains calls :meth:`start`, then for every batch :meth:`before` and :meth:`collect`,
-    after it :meth:`advance`, and :meth:`finish`: Lightning's hooks below, ``lit_gamma.record`` and
-    ``lit_gamma.hf`` do.
+    Whoever trains calls :meth:`start`, for every batch :meth:`before`, :meth:`collect` and
+    :meth:`advance`, then :meth:`finish`: the hooks below, ``lit_gamma.record``, ``lit_gamma.hf``.
 
     Args:
         schedule: The steps to record; every step by default.
-        overhead: What recording may cost, as a share of the time of training without it; None for
-            no limit. If the first steps show that the run will cost more, there is one warning.
         pictures: The steps to draw, see :meth:`draw`; none by default.
 
     Attributes:
@@ -50,8 +49,11 @@ class TrajectoryCallback(Callback):
         reference: What the nulls are the expected values for, in words.
         needs_batches: Whether it has to be shown the training batches.
         section: Number of its tags' place in TensorBoard; empty for none.
+        expected_seconds: Job to what it takes once, where the first steps do not show it.
         run: The training that is recorded, from its start on.
         file: Where the record is, and how far it goes.
+        bill: What it took.
+        share: What the run's budget leaves to it: all, until that is known.
     """
 
     # As default values of arguments these would lend their `every` to {per_decade: 5} in a config.
@@ -62,17 +64,14 @@ class TrajectoryCallback(Callback):
     reference: ClassVar[str] = Table.reference
     needs_batches: ClassVar[bool] = False
     section: ClassVar[str] = ""
+    expected_seconds: ClassVar[Mapping[str, float]] = {}
     run: Run
 
-    def __init__(
-        self,
-        schedule: Schedule | None = None,
-        overhead: float | None = None,
-        pictures: Schedule | None = None,
-    ) -> None:
+    def __init__(self, schedule: Schedule | None = None, pictures: Schedule | None = None) -> None:
         self.schedule = schedule or self.default_schedule
         self.pictures = pictures or self.default_pictures
-        self.budget = Budget(overhead)
+        self.bill = Bill()
+        self.share = Share()
         self.file = RecordFile()
 
     @property
@@ -100,32 +99,26 @@ class TrajectoryCallback(Callback):
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the current weights, at the steps of ``pictures``; see :meth:`observe`.
 
-        The writer is TensorBoard's: None without a TensorBoardLogger and off rank 0. A picture goes
-        to all loggers that take some by ``run.show``, if ``run.pictured``.
+        The writer is TensorBoard's, None without one and off rank 0; ``run.show`` shows a picture
+        in all loggers that take some, if ``run.pictured``.
         """
         raise NotImplementedError
 
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Finishes what was measured when it is written, on rank 0, where waiting is allowed.
+        """Finishes what was measured when it is written, on rank 0.
 
-        Measuring must not wait for the device, an eigen-solver does; override this to do it here.
+        Measuring must not wait for the device; what does, as an eigen-solver, is done here.
 
         Args:
-            measured: What was recorded, possibly of other shapes.
-
-        Returns:
-            For each quantity a tensor of shape (n_items,).
+            measured: What was recorded, possibly of other shapes; returned as by :meth:`observe`.
         """
         return measured
 
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
-        """Names what the rows of one step are about.
-
-        Args:
-            pl_module: The module that is trained.
+        """Names what the rows of one step are about: nothing, by default.
 
         Returns:
-            The columns that tell the items apart, and their labels in TensorBoard; none by default.
+            The columns that tell the items apart, and their labels in TensorBoard.
         """
         return {}, []
 
@@ -143,12 +136,12 @@ class TrajectoryCallback(Callback):
 
     def due(self, step: int) -> bool:
         """Whether something is recorded at a step."""
-        return self.schedule.due(step)
+        return self._due("record", step)
 
     def draws(self, step: int) -> bool:
         """Whether a picture of a step is to be drawn, and is not drawn yet."""
         undrawn = step > self.file.last_drawn
-        return undrawn and self.pictures is not None and self.file.came(self.pictures.due, step)
+        return undrawn and self.file.came(partial(self._due, "pictures"), step)
 
     def take(self) -> None:
         """Records the current weights."""
@@ -159,12 +152,22 @@ class TrajectoryCallback(Callback):
         if self.run.step > self.file.last_step:
             self.take()
 
-    def apply(self, plan: Plan) -> None:
-        """Fixes what the budget decides about this callback; nothing by default."""
+    def turns(self) -> Turns | None:
+        """What the rest of the budget is divided by; None if nothing is measured in turn."""
+        return None
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The steps of each of its jobs."""
+        return {"record": self.schedule} | ({"pictures": self.pictures} if self.pictures else {})
+
+    def _due(self, job: str, step: int) -> bool:
+        schedule = self.schedules.get(job)
+        return schedule is not None and self.share.due(job, schedule, step)
 
     def start(self, run: Run) -> None:
         """Opens the record of a run, or continues it after a resume, and takes W_t."""
-        self.budget.start(run.device)
+        self.bill.start(run.device)
         earlier = self.file.begin(run, self.name)
         if run.writes:
             self.file.open(earlier, self.table(), self.layout, run, self.settle)
@@ -184,16 +187,12 @@ class TrajectoryCallback(Callback):
         self.measure_if_due()
         if self.file.ripe(self.run.step):
             self.write()
-        jobs = {"record": self.schedule} | ({"pictures": self.pictures} if self.pictures else {})
-        plan = self.budget.end_step(self.run, jobs, self.write)
-        if plan is not None:
-            if warning := plan.warning(self.name):
-                self.run.warn(warning)
-            self.apply(plan)
+        if self.run.callbacks[-1] is self:
+            self.run.budget.end_step(self.run)
 
     def write(self) -> None:
         """Writes what is pending, on the bill."""
-        with self.budget.billed("write"):
+        with self.bill.billed("write"):
             self.flush()
 
     def flush(self) -> None:
@@ -208,11 +207,12 @@ class TrajectoryCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Where the record is and how far it goes, for a checkpoint; writes what is pending."""
         self.flush()
-        return self.file.state_dict()
+        return {**self.file.state_dict(), "share": asdict(self.share)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what :meth:`state_dict` returned, before :meth:`start`."""
         self.file.load_state_dict(state_dict)
+        self.share = Share(**state_dict.get("share", {}))
 
     def measure_if_due(self, last: bool = False) -> None:
         """Records and draws the current weights, unless that is done already or not due.
@@ -223,12 +223,12 @@ class TrajectoryCallback(Callback):
         run, file, step = self.run, self.file, self.run.step
         last = last and step > file.began
         if last or (step > file.last_step and file.came(self.due, step)):
-            with self.budget.billed("record"), torch.no_grad():
+            with self.bill.billed("record"), torch.no_grad():
                 self.take_rest() if last else self.take()
             file.last_step = step
         if self.draws(step) or (last and self.pictures and step > file.last_drawn):
             drawn = run.optional(f"{self.name}: the picture of step {step}", once=self.name)
-            with self.budget.billed("pictures"), torch.no_grad(), drawn:
+            with self.bill.billed("pictures"), torch.no_grad(), drawn:
                 self.draw(run.trainer, run.module, run.writer)
             file.last_drawn = step
         file.since = step
@@ -244,13 +244,8 @@ class TrajectoryCallback(Callback):
         }
         return Table(
             self.name, *self.items(module), self.quantities, self.nulls(module), self.reference,
-            metadata, self.group, self.run.all_tags, self._shown_elsewhere(),
+            metadata, self.group, self.run.all_tags, self.run.shown_elsewhere(self),
         )  # fmt: skip
-
-    def _shown_elsewhere(self) -> set[str]:
-        """Quantities whose tags another callback has taken over."""
-        others = (c for c in self.run.callbacks if c is not self)
-        return {q.name for c in others for q in c.quantities if q.group == self.group}
 
     @property
     @override

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +21,10 @@ import torch.distributed as dist
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from lit_gamma.probing.forward import undisturbed
+from lit_gamma.recording.budget import Budget
 from lit_gamma.recording.current import CurrentWeights
 from lit_gamma.recording.other_loggers import OtherLoggers
 from lit_gamma.trajectory.lines import View
@@ -53,6 +57,7 @@ class Run:
         precision: Opens the precision that training runs forwards in.
         hyperparameters: What the module was made with, for the record's metadata.
         began: Steps taken when this part of the run began.
+        budget: The limit of what recording may cost; the callback that has an ``overhead`` sets it.
     """
 
     module: nn.Module
@@ -76,8 +81,11 @@ class Run:
             callback.run = self
 
     def begin(self) -> None:
-        """Starts the clock, before anything is recorded."""
+        """Starts the clock, and the budget's, before anything is recorded."""
         self.began, self._clock = self.step, time.monotonic()
+        limits = (getattr(callback, "overhead", None) for callback in self.callbacks)
+        self.budget = Budget(next((limit for limit in limits if limit is not None), None))
+        self.budget.start(self)
 
     @cached_property
     def weights(self) -> CurrentWeights:
@@ -115,6 +123,11 @@ class Run:
         """Whether TensorBoard is to get everything that the files have."""
         return any(getattr(callback, "all_tags", False) for callback in self.callbacks)
 
+    def shown_elsewhere(self, callback: TrajectoryCallback) -> set[str]:
+        """Quantities of a callback whose tags another one has taken over."""
+        others = (other for other in self.callbacks if other is not callback)
+        return {q.name for other in others for q in other.quantities if q.group == callback.group}
+
     @property
     def views(self) -> list[View]:
         """Who draws the lines of the record."""
@@ -150,7 +163,7 @@ class Run:
     @property
     def recording_seconds(self) -> float:
         """Seconds that all callbacks took so far, on the host."""
-        return sum(callback.budget.seconds for callback in self.callbacks)
+        return sum(callback.bill.seconds for callback in self.callbacks)
 
     @contextmanager
     def probing(self) -> Iterator[None]:
@@ -195,6 +208,11 @@ class Run:
         if dist.is_initialized():
             dist.broadcast_object_list(values)
         return values[0]
+
+    def say(self, message: str) -> None:
+        """Prints a line above the progress bar, once however many processes there are."""
+        if self.first:
+            tqdm.write(textwrap.fill(message, 78, subsequent_indent="  "), file=sys.stderr)
 
     def warn(self, message: str) -> None:
         """Warns once, however many processes there are."""

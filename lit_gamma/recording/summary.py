@@ -111,11 +111,11 @@ def bill_of(run: Run) -> dict[str, dict[str, float | None]]:
     bill: dict[str, dict[str, float | None]] = {}
     for callback in run.callbacks:
         bill[callback.name] = {
-            "ms_per_step": round(callback.budget.seconds * 1e3 / steps, 3),
-            "share_of_step": round(callback.budget.seconds / training, 4),
+            "ms_per_step": round(callback.bill.seconds * 1e3 / steps, 3),
+            "share_of_step": round(callback.bill.seconds / training, 4),
         }
         if isinstance(callback, WeightTrajectory):
-            bill[callback.name]["matrices_per_step"] = callback.matrices_per_step
+            bill[callback.name]["matrices_per_step"] = callback.pace
     return bill
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma.errors import InputError
-from lit_gamma.recording.budget import Plan
+from lit_gamma.recording.budget import Turns
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.run import Run
@@ -27,28 +27,27 @@ TIERED = Schedule(dense_until=3, per_decade=4)
 class WeightTrajectory(TrajectoryCallback):
     """Records quantities of every weight matrix. Subclasses implement :meth:`measure`.
 
-    At the steps of the schedule, and at the end of training, all matrices are measured. With a
-    budget, matrices also take turns at the steps between: after ten steps of calibration as many at
-    each step as the budget allows, in the order of :func:`lit_gamma.neurons`. A row of the record
-    holds the step at which its matrix was measured.
+    At the steps of the schedule, and at the end of training, all matrices are measured. Where the
+    run has a budget (:class:`~lit_gamma.callbacks.Overhead`), matrices also take turns at the steps
+    between: after ten steps of calibration as many at each step as is left of the budget, in the
+    order of :func:`lit_gamma.neurons`. A row of the record holds the step at which its matrix was
+    measured.
 
     Args:
         schedule: The steps to record all matrices; every step by default.
-        overhead: What recording may cost, as a share of the time of training without it; None for
-            no turns and no limit. A schedule over the budget gives one warning.
-        matrices_per_step: How many matrices take turns at each step, instead of calibrating: for a
-            record that repeats exactly. Below 1, one matrix takes its turn every so many steps.
+        matrices_per_step: How many matrices take turns at each step, instead of what the budget
+            leaves: for a record that repeats exactly. Below 1, one matrix takes its turn every so
+            many steps.
         pictures: The steps to draw, see :meth:`draw`; none by default.
     """
 
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = None,
         matrices_per_step: float | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule, overhead, pictures)
+        super().__init__(schedule, pictures)
         if matrices_per_step is not None and not 0 <= matrices_per_step < math.inf:
             raise InputError(
                 f"matrices_per_step must be a number from 0 on, got {matrices_per_step}"
@@ -93,7 +92,7 @@ class WeightTrajectory(TrajectoryCallback):
     @override
     def take(self) -> None:
         step = self.run.step
-        self._take(None if self.file.came(self.schedule.due, step) else self._turns_since(step))
+        self._take(None if self.file.came(super().due, step) else self._turns_since(step))
 
     @override
     def take_rest(self) -> None:
@@ -110,19 +109,18 @@ class WeightTrajectory(TrajectoryCallback):
         self._taken = set(range(self._n_matrices) if positions is None else positions)
 
     @override
-    def apply(self, plan: Plan) -> None:
-        if self.matrices_per_step is None:
-            self.matrices_per_step = self.run.agree(plan.matrices_per_step(self._n_matrices))
+    def turns(self) -> Turns | None:
+        cost = self.bill.cost("record")
+        if self.matrices_per_step is not None or cost is None:
+            return None
+        return Turns(self.name, self._n_matrices, cost)
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "matrices_per_step": self.matrices_per_step}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if self.matrices_per_step is None:  # A number given by the user stays.
-            self.matrices_per_step = state_dict["matrices_per_step"]
+    @property
+    def pace(self) -> float:
+        """How many matrices take turns at each step: what was given, or what the budget leaves."""
+        if self.matrices_per_step is not None:
+            return self.matrices_per_step
+        return self.share.matrices_per_step
 
     def _turns_since(self, step: int) -> list[int]:
         """Positions of the matrices whose turn it is, or came at a step that was jumped over."""
@@ -131,6 +129,6 @@ class WeightTrajectory(TrajectoryCallback):
 
     def _turn(self, step: int) -> list[int]:
         """Positions of the matrices whose turn a step is: a function of the step alone."""
-        rate = min(self.matrices_per_step or 0, self._n_matrices)
+        rate = min(self.pace, self._n_matrices)
         turns = range(math.floor(rate * (step - 1)), math.floor(rate * step))
         return sorted({turn % self._n_matrices for turn in turns})

@@ -40,7 +40,7 @@ NO_IMAGES = {"heatmap_roles": ()}
 def all_callbacks(**schedule):
     made = Schedule(**(schedule or {"every": 1}))
     return [
-        Condensation(made, None, **NO_IMAGES),
+        Condensation(made, **NO_IMAGES),
         EffectiveRank(made, None),
         WeightNorms(made),
         TokenLoss(made),

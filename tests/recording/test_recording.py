@@ -29,7 +29,8 @@ from lit_gamma.callbacks import (
     TokenLossProfile,
     WeightNorms,
 )
-from lit_gamma.recording.budget import Calibration, Plan
+from lit_gamma.recording.bill import Bill
+from lit_gamma.recording.budget import Job, Share, Turns, divide
 from lit_gamma.trajectory.arrow import read_batches, up_to
 from lit_gamma.trajectory.recorder import Recorder
 from lit_gamma.trajectory.table import Table
@@ -43,8 +44,8 @@ def test_values_taken_in_turn_are_the_exact_ones_and_the_certificate_holds(tmp_p
     snapshots = Snapshots()
     # The certificate supposes weights that change slowly, less than a tenth in a step.
     module = tiny_module(gamma, lr=1e-3, d_model=32)
-    recorded = [Condensation(SPARSE, None, 2.0, heatmap_roles=()),
-                EffectiveRank(SPARSE, None, 0.5), WeightNorms()]  # fmt: skip
+    recorded = [Condensation(SPARSE, 2.0, heatmap_roles=()),
+                EffectiveRank(SPARSE, 0.5), WeightNorms()]  # fmt: skip
     trainer = fit(tmp_path, snapshots, *recorded, module=module, max_steps=80)
     tables = trajectory.load(trainer.log_dir)
 
@@ -99,8 +100,8 @@ class Waits(TorchDispatchMode):
 def test_no_step_waits_for_the_device_until_the_flush(tmp_path, monkeypatch):
     waits, flushes = Waits(), []
     callbacks = [
-        Condensation(SPARSE, None, 1.0, Schedule()),
-        EffectiveRank(SPARSE, None, 1.0, Schedule()),
+        Condensation(SPARSE, 1.0, Schedule()),
+        EffectiveRank(SPARSE, 1.0, Schedule()),
         WeightNorms(),
         TokenLoss(),
         TokenLossProfile(Schedule(every=1)),
@@ -149,18 +150,6 @@ def test_what_waits_too_long_or_grows_too_large_is_written(tmp_path, monkeypatch
     assert batches(FLUSH_BYTES=1) == 30
 
 
-def plan(overhead: float, record: float, training: float, steps: int, schedule: Schedule) -> Plan:
-    calibration = Calibration()
-    calibration.step_seconds = [9.0, 9.0, *[training] * 8]
-    calibration.add("record", 7.0)
-    calibration.add("write", 7.0)
-    for _ in range(4):  # a quarter of it is its share of the writing
-        calibration.add("record", 0.75 * record)
-    calibration.add("write", record)
-    calibration.add("write", 7.0)  # nothing was waiting
-    return Plan(calibration, {"record": schedule}, steps, overhead)
-
-
 def test_tensorboard_gets_steps_one_percent_apart_however_the_run_was_cut(tmp_path):
     """Item i is measured at the steps that are i modulo 3; two of the three share a label."""
 
@@ -200,49 +189,91 @@ def test_tensorboard_gets_steps_one_percent_apart_however_the_run_was_cut(tmp_pa
         assert mean == np.mean([step - (step - i) % 3 for i in (1, 2)])
 
 
-def test_the_budget_is_kept_over_the_whole_run():
-    schedule = Schedule(dense_until=9)  # ten full steps of 40 ms
-    costs = {"record": 0.04, "training": 0.1, "steps": 10_000, "schedule": schedule}
-    # A matrix costs 2.5 ms; 1 % of 1000 s, less 0.4 s, buys .38 a step.
-    assert plan(0.01, **costs).matrices_per_step(n_matrices=16) == 0.25
-    assert plan(10.0, **costs).matrices_per_step(n_matrices=16) == 16
-    # A quarter of .03 % buys .003, although the schedule alone takes more than the whole.
-    assert plan(0.0003, **costs).matrices_per_step(n_matrices=16) == 2**-9
-    assert plan(0.01, **costs).warning("ranks") is None
-    said = plan(0.01, 0.04, 0.1, 100, Schedule(every=1)).warning("ranks")
-    assert re.fullmatch(
-        r"ranks will take about 40\.4% .* budget of 1\.0%.*'record' at 101 of 101 .*0\.41",
-        said,
-    )
+def job(callback: str, times: int, cost: float, weight: int, job: str = "record") -> Job:
+    return Job(callback, job, times, cost, weight)
 
 
-def test_a_run_keeps_its_pace_says_what_it_cost_and_warns_once(tmp_path):
+def test_what_takes_most_is_made_rarer_until_all_fits_pictures_first():
+    def jobs() -> list[Job]:
+        return [
+            job("sizes", 1000, 0.01, 1),  # 10 s
+            job("task", 40, 0.1, 4),  # 4 s, which count as 16
+            job("task", 8, 0.5, 8, "pictures"),  # 4 s, which count as 32
+        ]
+
+    turns = [Turns("ranks", 16, 0.16), Turns("cosines", 4, 0.04)]
+    planned = jobs()
+    assert divide(1e9, 1000, planned, turns) == {"ranks": 16, "cosines": 4}
+    assert [of.stride for of in planned] == [1, 1, 1]
+    planned = jobs()  # 18 s into 15 s less a tenth: pictures, the task, pictures again.
+    per_step = divide(15.0, 1000, planned, turns)
+    assert [of.stride for of in planned] == [1, 2, 4]
+    # A second each buys 100 matrices of 10 ms, in 1,000 steps.
+    assert per_step == {"ranks": 0.0625, "cosines": 0.0625}
+    planned = jobs()
+    divide(0.001, 1000, planned, turns)  # Too little for anything: some of each is kept.
+    assert [of.times // of.stride for of in planned] == [31, 5, 2]
+
+
+def test_jobs_cost_the_median_of_what_they_took_writing_included():
+    bill = Bill()
+    bill.itemize(True)
+    assert bill.cost("record") is None
+    bill.add("record", 7.0)
+    bill.add("write", 7.0)
+    for _ in range(4):
+        bill.add("record", 0.03)
+    bill.add("write", 0.04)
+    bill.add("write", 7.0)  # nothing was waiting
+    assert bill.cost("record") == pytest.approx(0.03 + 0.01)
+
+
+def test_a_share_thins_a_schedule_from_its_first_step_on():
+    share = Share(0.05, {"record": 3})
+    due = [step for step in range(200) if share.due("record", Schedule(per_decade=3), step)]
+    assert due == [0, 5, 46]  # of 0, 1, 2, 5, 10, 22, 46, 100
+    assert [s for s in range(10) if share.due("record", Schedule(every=1), s)] == [0, 3, 6, 9]
+    assert share.due("pictures", Schedule(every=1), 1)
+
+
+def test_a_run_keeps_to_one_budget_says_so_and_goes_on_with_it(tmp_path, capsys):
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=20, save_top_k=-1)
-
-    def run(**kwargs) -> tuple:
-        ranks = EffectiveRank(SPARSE, overhead=0.5)
-        norms = WeightNorms(overhead=1e-6)
-        callbacks = [ranks, norms, Overhead(Schedule(every=10)), RunSummary(), keep]
-        with pytest.warns(UserWarning, match="budget") as said:
-            trainer = fit(tmp_path, *callbacks, enable_checkpointing=True, **kwargs)
-        return ranks, trainer, [str(w.message) for w in said if "budget" in str(w.message)]
-
-    ranks, trainer, said = run(max_steps=40)
-    assert len(said) == 1
-    assert said[0].startswith("weight_norms will take about")
-    assert ranks.matrices_per_step > 0
-    assert np.log2(ranks.matrices_per_step) % 1 == 0 or ranks.matrices_per_step == 15
-    bill = trajectory.load(trainer.log_dir)["overhead"]
-    assert list(bill["step"].unique()) == [10, 20, 30, 40]
+    ranks, norms = EffectiveRank(SPARSE), WeightNorms()
+    limit = Overhead(Schedule(every=10), overhead=0.01)
+    trainer = fit(
+        tmp_path, ranks, norms, limit, RunSummary(), keep, max_steps=200, enable_checkpointing=True
+    )
+    said = capsys.readouterr().err.split("\n\n")[0].replace("\n  ", " ")
+    assert re.search(r"recording will take about [\d.]+% of training", said)
+    stride = norms.share.strides["record"]
+    assert f"weight_norms every {stride} steps" in said
+    tables = trajectory.load(trainer.log_dir)
+    steps = tables["weight_norms"]["step"].unique().tolist()
+    assert steps == sorted({*range(12), *range(0, 200, stride), 200})
+    bill = tables["overhead"]
+    assert (bill["step"] % 10 == 0).all()
     assert set(bill["callback"]) == {"effective_rank", "weight_norms", "overhead"}
-    assert (bill.query("callback == 'weight_norms'")["ms_per_step"] > 0).all()
 
     state = torch.load(tmp_path / "step=20.ckpt", weights_only=False)["callbacks"]
-    state["lit_gamma.effective_rank"]["matrices_per_step"] = 3.0
-    resumed = EffectiveRank(SPARSE, overhead=0.5)
-    resumed.load_state_dict(state["lit_gamma.effective_rank"])
-    fit(tmp_path, resumed, max_steps=15)
-    assert resumed.matrices_per_step == 3.0  # no second calibration
+    assert state["lit_gamma.weight_norms"]["share"]["strides"] == {"record": stride}
+    state["lit_gamma.effective_rank"]["share"]["matrices_per_step"] = 3.0
+    resumed = EffectiveRank(SPARSE)
+    again = [resumed, Overhead(overhead=0.01)]
+    for callback in again:
+        callback.load_state_dict(state[callback.state_key])
+    fit(tmp_path, *again, max_steps=15)
+    assert resumed.pace == 3.0  # no second calibration
+
+
+def test_without_a_budget_everything_is_recorded_as_scheduled_and_nothing_in_turn(tmp_path):
+    trainer = fit(
+        tmp_path, EffectiveRank(SPARSE), WeightNorms(), Overhead(overhead=None), max_steps=15
+    )
+    tables = trajectory.load(trainer.log_dir)
+    last = trainer.global_step
+    assert tables["weight_norms"]["step"].nunique() == last + 1
+    scheduled = {step for step in range(last) if SPARSE.due(step)}
+    assert set(tables["effective_rank"]["step"]) == scheduled | {last}
 
 
 def test_an_unwritable_directory_costs_the_record_and_not_the_training(tmp_path):
@@ -271,7 +302,7 @@ def test_tensor_parallel_sizes_are_refused(monkeypatch):
 
 def test_bad_budgets_are_refused():
     with pytest.raises(InputError, match=r"overhead must be a positive share.*got 0"):
-        WeightNorms(overhead=0)
+        Overhead(overhead=0)
     with pytest.raises(InputError, match=r"matrices_per_step must be .* got -1"):
         EffectiveRank(matrices_per_step=-1)
 

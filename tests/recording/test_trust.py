@@ -111,7 +111,7 @@ class Alternating(Regression):
 
 def test_a_schedule_is_kept_where_steps_jump(tmp_path):
     ranks = EffectiveRank(Schedule(every=10), None)
-    turns = Condensation(Schedule(), None, matrices_per_step=0.25, pictures=Schedule(every=1000))
+    turns = Condensation(Schedule(), matrices_per_step=0.25, pictures=Schedule(every=1000))
     losses = TokenLoss(Schedule(every=7))
     trainer(tmp_path, ranks, turns, losses, max_steps=60).fit(Alternating())
     tables = trajectory.load(tmp_path)
@@ -214,8 +214,8 @@ def test_a_diverged_run_is_recorded_to_its_end(tmp_path):
 
     pictures = Schedule(every=1)
     recorded = [
-        Condensation(EVERY, None, pictures=pictures),
-        EffectiveRank(EVERY, None, pictures=pictures),
+        Condensation(EVERY, pictures=pictures),
+        EffectiveRank(EVERY, pictures=pictures),
     ]
     run = fit(tmp_path, Diverges(), *recorded, WeightNorms(), RunSummary(), max_steps=6)
     tables = trajectory.load(run.log_dir)
@@ -265,7 +265,7 @@ def test_a_parameter_that_is_replaced_is_followed(tmp_path):
 
 
 def in_turn() -> list[TrajectoryCallback]:
-    turns = Condensation(Schedule(per_decade=2), None, 0.3, pictures=Schedule(every=1000))
+    turns = Condensation(Schedule(per_decade=2), 0.3, pictures=Schedule(every=1000))
     return [turns, EffectiveRank(Schedule(every=9), None), WeightNorms(), TokenLoss()]
 
 

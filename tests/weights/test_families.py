@@ -157,7 +157,7 @@ def recorded(module: Module, tmp_path, *callbacks):
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, logger=TensorBoardLogger(tmp_path, name=""),
-        callbacks=[*callbacks, Condensation(Schedule(every=STEPS), None, heatmap_roles=()),
+        callbacks=[*callbacks, Condensation(Schedule(every=STEPS), heatmap_roles=()),
                    EffectiveRank(Schedule(every=STEPS), None), WeightNorms(),
                    Overhead(Schedule(every=10)),
                    TokenLoss(token_loss=lambda outputs, batch: outputs["losses"]), RunSummary()],

@@ -62,7 +62,6 @@ class ProbeLoss(TrajectoryCallback):
 
     Args:
         schedule: The steps to record; by default ten per factor of ten.
-        overhead: See :class:`TrajectoryCallback`; the end of the run is not in it.
         blocks: Blocks in all.
         seed: Seed of the choice.
         forward: Called with the module and a batch, returns the loss of every token, (batch,
@@ -96,14 +95,13 @@ class ProbeLoss(TrajectoryCallback):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        overhead: float | None = None,
         blocks: int = 16,
         seed: int = 0,
         forward: Forward | None = None,
         classes: TokenClasses | None = None,
         pictures: Schedule | None = None,
     ) -> None:
-        super().__init__(schedule, overhead, pictures)
+        super().__init__(schedule, pictures)
         if blocks < 1:
             raise InputError(f"ProbeLoss: blocks must be at least 1, got {blocks}")
         self.blocks = blocks
@@ -169,7 +167,7 @@ class ProbeLoss(TrajectoryCallback):
     @override
     def finish(self, completed: bool = True) -> None:
         if completed:
-            with self.budget.billed("contexts"), torch.no_grad():
+            with self.bill.billed("contexts"), torch.no_grad():
                 needed = self._needed_context()
             if self.run.writes:
                 self._classify({name: loss.cpu().numpy() for name, loss in needed.items()})
