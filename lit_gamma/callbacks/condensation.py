@@ -32,14 +32,15 @@ _PALETTE = (colormaps["RdBu_r"](np.linspace(0, 1, 33), bytes=True)[:, :3]).flatt
 class Condensation(WeightTrajectory):
     """Records the cosine alignment of the neurons of every weight matrix.
 
-    Neurons are rows, and pairs are distinct rows that are not zero. The mean cosine, which
-    :class:`WeightNorms` records, misses condensation onto v and -v, so the headline is the mean
-    squared cosine over its null. Of more than 4096 neurons an evenly spaced selection is measured,
-    see :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair:
-    all quantities are NaN.
+    Neurons are rows, and pairs are distinct rows that are not zero. The mean cosine misses
+    condensation onto v and -v, so the headline is the mean squared cosine over its null, which
+    :class:`WeightNorms` records at every step. Here is what needs all cosines of a matrix, and the
+    same headline beside it. Of more than 4096 neurons an evenly spaced selection is measured, see
+    :class:`WeightGroup`. A matrix with a single neuron, or one that is not zero, has no pair: all
+    quantities are NaN.
 
     Logged as ``2_condensation/mean_squared_cosine_over_null/<role>``, the mean over the matrices of
-    a role; the file has all of the ``quantities`` below of each matrix.
+    a role, unless WeightNorms is; the file has the ``quantities`` below of each matrix.
 
     One image, ``2_condensation/cosines``: of each matrix the cosines between all rows from -1
     (blue) over 0 (white) to 1 (red), rows ordered so that neurons that condensed together form

@@ -1,4 +1,4 @@
-"""Weight norms: how large is a matrix, how fast does it change, where do its neurons point?"""
+"""Weight norms: what is known of every matrix at every step: size, change, condensation."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ BLOCK_SIZE = 8
 
 
 class WeightNorms(TrajectoryCallback):
-    """Records what is cheap to know of every weight matrix, from a few sums over its rows.
+    """Records what one Gram matrix tells of every weight matrix, see :mod:`lit_gamma.metrics.gram`.
+
+    The headline is the mean squared cosine between neurons over its null: the mean cosine misses
+    condensation onto v and -v. Both are NaN of a single neuron, which has no pair. Unlike in
+    :class:`Condensation`, all rows of a vocabulary's table are in them. Products are in full
+    float32, whatever training uses.
 
     The spectral norm comes from one step of a warm-started block power iteration, exact at the
     first step, with its own certificate (:mod:`~lit_gamma.metrics.power_iteration`): the largest
     singular value lies between ``spectral_norm`` and ``spectral_norm + spectral_norm_error``. Under
-    FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices.
+    FSDP2 every rank sums over its own rows, and one all_reduce adds the sums of all matrices: two
+    d_in × d_in matrices each.
 
-    Logged as ``4_weight_norms/implied_gamma`` and ``4_weight_norms/update_ratio``, means over all
-    matrices; the file has the ``quantities`` below of each. The mean cosine misses condensation
-    onto v and -v, see :class:`Condensation`; it is NaN of a single neuron, which has no pair. The
-    update ratio is NaN at the first recorded step.
+    Logged as ``2_condensation/mean_squared_cosine_over_null/<role>``, the mean over the matrices of
+    a role, and ``4_weight_norms/implied_gamma`` and ``4_weight_norms/update_ratio``, means over all
+    matrices; the file has the ``quantities`` below of each. The update ratio is NaN at the first
+    recorded step.
 
     Args:
         schedule: The steps to record.
