@@ -19,12 +19,14 @@ import platform
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from overhead import GPU, VARIANTS, Row, bare, in_turns, module
 from torch import Tensor, nn
 
@@ -104,8 +106,62 @@ def hf_llama(row: Row) -> nn.Module:
     return Logits(LlamaForCausalLM(config))
 
 
-PEERS = {"litgpt": litgpt, "transformers GPT-2": hf_gpt2, "transformers Llama": hf_llama}
-LOOPS = {**PEERS, "lit-gamma, bare loop": lambda row: module(row).transformer}
+class PlainBlock(nn.Module):
+    """Pre-norm attention and GELU MLP, as one would write them."""
+
+    def __init__(self, d: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norms = nn.ModuleList(nn.LayerNorm(d, bias=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
+        self.up, self.down = nn.Linear(d, 4 * d, bias=False), nn.Linear(4 * d, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class PlainGPT(nn.Module):
+    """A GPT with LayerNorm, learned positions and nothing else, 30 lines of PyTorch."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        shape = row.transformer
+        d = shape.d_model
+        self.tokens = nn.Embedding(shape.vocab_size, d)
+        self.positions = nn.Embedding(shape.context_length, d)
+        self.blocks = nn.Sequential(*(PlainBlock(d, shape.n_heads) for _ in range(shape.n_layers)))
+        self.norm = nn.LayerNorm(d, bias=False)
+        self.head = nn.Linear(d, shape.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        return self.head(self.norm(self.blocks(x)))
+
+
+def ours_like(row: Row, **changed: str) -> nn.Module:
+    """Our transformer, changed to be compared with others."""
+    transformer = replace(row.transformer, **changed)
+    return module(replace(row, transformer=transformer)).transformer
+
+
+PEERS = {
+    "litgpt": litgpt,
+    "transformers GPT-2": hf_gpt2,
+    "transformers Llama": hf_llama,
+    "plain LayerNorm GPT": PlainGPT,
+}
+LOOPS = {
+    **PEERS,
+    "lit-gamma, bare loop": ours_like,
+    "with learned positions": partial(ours_like, position="learned"),
+    "with learned positions and LayerNorm": partial(
+        ours_like, position="learned", norm="layernorm"
+    ),
+}
 LIGHTNING = {"lit-gamma, Lightning": "Lightning", "lit-gamma, default callbacks": "defaults"}
 
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lit_gamma import metrics
 from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.schedule import Schedule
+from lit_gamma.recording.side_stream import side_stream
 from lit_gamma.recording.weights import TIERED, WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
 
@@ -105,11 +106,12 @@ class EffectiveRank(WeightTrajectory):
             if writer is None:
                 continue
             n, d = group.weight.shape[1:]
-            s = group.singular_values
+            with side_stream(group.weight.device):
+                s = group.singular_values.cpu()
             edge = s.norm(dim=1, keepdim=True) / math.sqrt(n * d) * (math.sqrt(n) + math.sqrt(d))
             for matrix, spectrum in zip(group.matrices, s / edge, strict=True):
                 tag = f"/{matrix.label}" if self.run.all_tags else ""
                 spectra.setdefault(f"{self.group}/spectrum{tag}", []).append(spectrum)
         for tag, parts in spectra.items():
             assert writer is not None
-            writer.add_histogram(tag, torch.cat(parts).cpu().numpy(), self.run.step, bins=30)
+            writer.add_histogram(tag, torch.cat(parts).numpy(), self.run.step, bins=30)

@@ -15,12 +15,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma import metrics
-from lit_gamma.metrics import ColumnGrams
+from lit_gamma.metrics.gram import ColumnGrams
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.rows import Rows, Stack, add_over_ranks, in_own_slot
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.side_stream import side_stream
+from lit_gamma.recording.side_stream import lend, side_stream
 from lit_gamma.trajectory.table import Index, Quantity
 
 BLOCK_SIZE = 8
@@ -125,9 +125,11 @@ class WeightNorms(TrajectoryCallback):
         for rows in groups:
             for stack in rows.stacks:
                 blocks = torch.stack([known[i] for i in stack.positions])
-                self._blocks[stack] = blocks.to(run.device)
+                self._blocks[stack] = lend(blocks.to(run.device))
             if self.file.last_step == run.step > 0:  # The checkpoint's weights are the ones before.
-                self._sums(rows, rows.copy())
+                copy = rows.copy()
+                with side_stream(run.device):
+                    self._sums(rows, copy)
         super().start(run)
 
     @override
@@ -169,7 +171,9 @@ class WeightNorms(TrajectoryCallback):
     def state_dict(self) -> dict[str, Any]:
         blocks: dict[str, dict[int, Tensor]] = {"row_blocks": {}, "column_blocks": {}}
         for stack, of_stack in self._blocks.items():
-            blocks[_kind(stack)].update(zip(stack.positions, of_stack.cpu(), strict=True))
+            with side_stream(of_stack.device):
+                on_host = of_stack.cpu()
+            blocks[_kind(stack)].update(zip(stack.positions, on_host, strict=True))
         return {**super().state_dict(), **blocks}
 
     @override

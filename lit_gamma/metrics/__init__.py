@@ -35,8 +35,6 @@ from lit_gamma.metrics.condensation import (
     sorted_by_alignment,
 )
 from lit_gamma.metrics.gram import (
-    ColumnGrams,
-    GramSums,
     column_grams,
     inverse_norms,
     sums_by_columns,
@@ -77,9 +75,7 @@ from lit_gamma.metrics.size import (
 
 __all__ = [
     "AlignedFraction",
-    "ColumnGrams",
     "EffectiveRank",
-    "GramSums",
     "MeanAbsoluteCosine",
     "MeanCosine",
     "MeanSquaredCosine",

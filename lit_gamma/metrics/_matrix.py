@@ -15,6 +15,11 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
     Args:
         device: Where the matrices are.
+
+    Example:
+        >>> with exact_products(torch.device("cpu")):
+        ...     torch.get_float32_matmul_precision()
+        'highest'
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -93,6 +93,11 @@ def column_grams(weight: Tensor, norms: Tensor) -> ColumnGrams:
     Args:
         weight: W, float32 or float64, shape (..., n, d).
         norms: ‖wᵢ‖ of its rows, shape (..., n).
+
+    Example:
+        >>> grams = column_grams(torch.tensor([[2.0, 0.0]]), torch.tensor([2.0]))
+        >>> grams.plain.tolist(), grams.of_directions.tolist(), grams.directions.tolist()
+        ([[4.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], [1.0, 0.0])
     """
     square = (*weight.shape[:-2], weight.shape[-1], weight.shape[-1])
     of_directions, directions = weight.new_zeros(square), weight.new_zeros(square[:-1])
