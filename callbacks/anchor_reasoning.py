@@ -15,6 +15,9 @@ from lit_gamma import InputError, trajectory
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
 
+SEQUENCES = 500
+"""Unseen sequences that are answered: a share has a standard error of 2 % at most."""
+
 AT_ONCE = 250
 """Sequences of one forward: few enough that their activations stay in a CPU's cache."""
 
@@ -22,7 +25,8 @@ AT_ONCE = 250
 class AnchorReasoning(TrajectoryCallback):
     """Records how the held-out pairs of :class:`AnchorComposition` are answered.
 
-    Logged as ``1_anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers
+    The first :data:`SEQUENCES` of the validation set "unseen" are answered. Logged as
+    ``1_anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers
     the share 1 - 2 / vocab_size otherwise.
 
     Images, as ``1_anchor_reasoning/key_embedding``: the embedding of the key tokens on its first
@@ -57,13 +61,14 @@ class AnchorReasoning(TrajectoryCallback):
             )
 
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
-        """Answers the whole unseen validation set."""
+        """Answers the beginning of the unseen validation set."""
         unseen = self.run.data.val_sets["unseen"]
         with self.run.probing():
-            parts = unseen.input_ids.to(pl_module.device).split(AT_ONCE)
+            parts = unseen.input_ids[:SEQUENCES].to(pl_module.device).split(AT_ONCE)
             answered = torch.cat([pl_module(part)[:, -1].argmax(-1) for part in parts]).cpu()
-        composed = answered == unseen.answers
-        mirrored = (answered == self.run.data.mirrored_answers(unseen)) & ~composed
+        composed = answered == unseen.answers[:SEQUENCES]
+        mirrored = answered == self.run.data.mirrored_answers(unseen)[:SEQUENCES]
+        mirrored &= ~composed
         shares = torch.stack([composed, mirrored, ~(composed | mirrored)]).float().mean(1, True)
         return dict(zip(("composition", "symmetry", "other"), shares, strict=True))
 

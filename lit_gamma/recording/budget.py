@@ -26,7 +26,7 @@ LEFT_FOR_TURNS = 0.1
 """Share of what may still be spent that is kept for matrices that take turns."""
 
 _UNKNOWN_HORIZON = 100_000  # Steps assumed for a run that does not say how long it is.
-_FEWEST = {1: 20, 4: 4, 8: 2}  # Records that a job keeps in any case, by its weight.
+_FEWEST = {1: 20, 4: 10, 8: 2}  # Records that a job keeps in any case, by its weight.
 
 
 @dataclass(frozen=True)
