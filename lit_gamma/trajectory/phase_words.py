@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from lit_gamma.trajectory.phase_finding import QUANTITIES
+
 NAMES = {
     "mean_squared_cosine_over_null": "cos²",
     "effective_rank_over_null": "effective rank",
@@ -50,6 +52,7 @@ def phases_in_words(phases: pd.DataFrame) -> list[str]:
 
     Each role speaks through the quantity that moved most. Roles that did so in the same quantity
     with overlapping intervals are named together, the strongest first; the step is the first one's.
+    A curve that stays on the other side of its random value, 1, has not condensed.
     A matrix is named where its role as a whole does not show the phase.
 
     Args:
@@ -77,9 +80,14 @@ def phases_in_words(phases: pd.DataFrame) -> list[str]:
 
 
 def _moves(phases: pd.DataFrame, kind: str, before: str, after: str) -> list[_Move]:
-    """The strongest move of each role, or of its matrices if it has none; the strongest first."""
+    """The strongest move of each role, or of its matrices if it has none; the strongest first.
+
+    A curve whose extreme lies on the other side of 1 is left out.
+    """
     found: dict[tuple[str, str], _Move] = {}
     for row in phases[phases[f"{kind}_step"].notna()].to_dict("records"):
+        if QUANTITIES[row["quantity"]] * log(row["extreme"]) <= 0:
+            continue
         step, low, high = (float(row[f"{kind}_{part}"]) for part in ("step", "low", "high"))
         name, key = _name(row["role"], row["matrix"]), (row["role"], row["matrix"])
         move = _Move(name, row["quantity"], step, low, high, row[before], row[after])

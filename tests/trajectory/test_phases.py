@@ -149,6 +149,7 @@ def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together()
     cos, rank, none = "mean_squared_cosine", "stable_rank", (nan, nan, nan)
     rows = [
         row("value", "", cos, none),
+        row("position", "", cos, (9, 8, 10), values=(0.7, 0.9, 0.9)),  # Still below random.
         row("query", "", cos, (610, 500, 700), values=(1, 5.21, 5.2)),
         row("query", "", rank, (400, 300, 500), values=(1, 0.5, 0.5)),  # It moved less.
         row("key", "", cos, (560, 450, 640), values=(1, 7.04, 7)),
@@ -166,7 +167,7 @@ def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together()
     assert phases_in_words(pd.DataFrame(many, columns=names)) == [
         "condensed until step 9: r0 20, r1 19, r2 18, r3 17, r4 16 and 2 more (cos² ÷ random)"
     ]
-    (still,) = phases_in_words(pd.DataFrame(rows[:1], columns=names))
+    (still,) = phases_in_words(pd.DataFrame(rows[:2], columns=names))
     assert still.startswith("no phases: no curve moved")
     (few,) = phases_in_words(
         phases_of({"condensation": records_of({"a": [1]})["condensation"][:5]})
