@@ -1,8 +1,8 @@
-"""Are the values that matrices record in turn the exact ones, and does the certificate hold?
+"""Are the values of every step and of the turns the exact ones, and does the certificate hold?
 
     python benchmarks/tiers.py --gamma 0.5 1.0
 
-Trains the model of configs/anchor.yaml with the callbacks at their defaults, and compares every
+Trains the model of configs/anchor.yaml, a matrix in turn at each step, and compares every
 value they record, of every matrix and step, with a float64 computation of all matrices at every
 step.
 """
@@ -70,7 +70,12 @@ def study(gamma: float, steps: int) -> None:
             max_steps=steps,
             gradient_clip_val=1.0,
             logger=TensorBoardLogger(folder),
-            callbacks=[Condensation(), EffectiveRank(), WeightNorms(), reference],
+            callbacks=[
+                Condensation(matrices_per_step=1.0),
+                EffectiveRank(matrices_per_step=1.0),
+                WeightNorms(),
+                reference,
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
