@@ -118,7 +118,7 @@ def logger_of(variant: str, root: Path, part: int) -> Logger | bool:
 def fit(variant: str, root: Path, part: int, pause: float, taken: Any, seconds: Any) -> None:
     """One part of the run, in a process of its own."""
     logger, last = logger_of(variant, root, part), root / "last.ckpt"
-    of_record = {"lit-gamma": [Curve(overhead=None)], "none": []}.get(variant, [Logged()])
+    of_record = {"lit-gamma": [Curve()], "none": []}.get(variant, [Logged()])
     keep = Checkpoints(root, every_n_train_steps=CHECKPOINT_EVERY, filename="last")
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, max_epochs=-1, logger=logger, default_root_dir=root,
