@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lit_gamma.errors import InputError
+
+_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 class AppendFile:
@@ -81,6 +87,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Lets a folder be filled beside its place, and moves it there when it is whole.
+
+    Args:
+        folder: Its place, where nothing is yet.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        InputError: It exists.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.mkdir()
+        yield draft
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def save_checkpoint(checkpoint: Any, path: Path) -> None:
     """Saves what ``torch.save`` takes, whole or not at all.
 
@@ -129,6 +160,25 @@ def readable(path: Path) -> Iterator[None]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is no checkpoint that can be read: {reason}") from error
+
+
+@contextmanager
+def parsed(what: str) -> Iterator[None]:
+    """Says in one line what the content of a foreign or damaged file leads to.
+
+    Args:
+        what: Of which file, and what it is not.
+
+    Raises:
+        InputError: It cannot be made sense of.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except _FOREIGN as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
 
 
 def _fault(path: Path) -> str | None:

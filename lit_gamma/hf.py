@@ -1,4 +1,4 @@
-"""The recordings in Hugging Face's Trainer; the one place that imports ``transformers``."""
+"""The recordings in Hugging Face's Trainer; the one place that needs ``transformers``."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ class Overview(TrajectoryCallback):
         for callback in self.run.callbacks:
             callback.flush()
         made_with, seed, step = self.run.hyperparameters, self.run.seed, self.run.step
-        known = {"γ": made_with.get("gamma"), "std": made_with.get("init_std"), "seed": seed}
+        begun = {"γ": "gamma", "std": "init_std", "from": "init_from"}
+        known = {sign: made_with.get(name) for sign, name in begun.items()} | {"seed": seed}
         named = [f"{name} {value}" for name, value in known.items() if value is not None]
         drawn = painted(self.run.folder, ", ".join([*named, f"step {step:,}"]))
         self.run.show("trajectory/overview", drawn)

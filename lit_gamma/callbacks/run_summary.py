@@ -20,14 +20,15 @@ from lit_gamma.trajectory.jsonable import jsonable
 class RunSummary(Callback):
     """Writes ``summary.json`` in the run's directory at the end of fit, also after an interrupt.
 
-    It holds gamma, seed, status (``finished``, ``diverged at step N``, ``interrupted``,
-    ``terminated`` or the error), optimizer steps, seconds of training (all parts of a resumed run),
-    the validation metrics by name as last measured, ``measured_at``, the step of that, what each
-    trajectory callback cost (host time per step, and as a share of a step without them) with the
-    number of matrices that took turns at each step, ``holes``, the steps that could not be written,
-    if any, ``findings``, what a callback says of its record, per role the step and value of the
-    strongest condensation and of the lowest effective rank, both ÷ null, and the ``phases``, see
-    :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest ``in_words``.
+    It holds gamma, init_std or init_from, seed, status (``finished``, ``diverged at step N``,
+    ``interrupted``, ``terminated`` or the error), optimizer steps, seconds of training (all parts
+    of a resumed run), the validation metrics by name as last measured, ``measured_at``, the step of
+    that, what each trajectory callback cost (host time per step, and as a share of a step without
+    them) with the number of matrices that took turns at each step, ``holes``, the steps that could
+    not be written, if any, ``findings``, what a callback says of its record, per role the step and
+    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
+    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest
+    ``in_words``.
     TensorBoard has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
     the validation metrics have names: from the start, if the trainer checks validation first.
@@ -124,6 +125,7 @@ class RunSummary(Callback):
         compared = {
             "gamma": made_with.get("gamma"),
             "init_std": made_with.get("init_std"),
+            "init_from": made_with.get("init_from"),
             "seed": self._run.seed,
             "lr": optimizer.defaults["lr"],
             "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),

@@ -9,6 +9,8 @@ from jsonargparse import ArgumentParser
 
 from lit_gamma import trained
 from lit_gamma.errors import InputError
+from lit_gamma.model.llama import is_llama
+from lit_gamma.trained.checkpoint import Format
 from lit_gamma.trained.generation import Sampling
 from lit_gamma.trained.generation import generate as generate_tokens
 
@@ -27,7 +29,7 @@ def generate(
     """Continue a prompt with a trained model.
 
     Args:
-        ckpt: A checkpoint (.ckpt) or an exported folder.
+        ckpt: A checkpoint (.ckpt), an exported folder, or a Llama's that transformers saved.
         prompt: Text to continue; without one the model begins a document.
         n_tokens: Most tokens to add; a sample also ends with its document.
         n_samples: How many continuations to draw.
@@ -65,15 +67,20 @@ def generate(
     print(f"\n{'-' * 40}\n".join(continued))
 
 
-def export(ckpt: str, out: str) -> None:
+def export(ckpt: str, out: str, format: Format = "lit_gamma") -> None:
     """Write a trained model as safetensors, with its config and tokenizer.
 
     Args:
-        ckpt: A checkpoint (.ckpt).
+        ckpt: A checkpoint (.ckpt) or an exported folder.
         out: A new folder.
+        format: lit_gamma, for this package; transformers, for what opens Hugging Face's models.
     """
-    trained.export(trained.load(ckpt), out)
+    source = trained.load(ckpt)
+    trained.export(source, out, format)
     print(f"exported to {out}")
+    if format == "transformers":
+        with_code = "" if is_llama(source.model.config) else ", trust_remote_code=True"
+        print(f"it opens by AutoModelForCausalLM.from_pretrained({out!r}{with_code})")
 
 
 def perplexity(
@@ -86,7 +93,7 @@ def perplexity(
     """Compute a trained model's loss on text files.
 
     Args:
-        ckpt: A checkpoint (.ckpt) or an exported folder.
+        ckpt: A checkpoint (.ckpt), an exported folder, or a Llama's that transformers saved.
         data_files: Paths or glob patterns of text, JSONL or Parquet files.
         field: Column that holds the text, in JSONL and Parquet files.
         batch_size: Blocks that are run together.

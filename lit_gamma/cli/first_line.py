@@ -91,8 +91,10 @@ def _said(config: Any) -> Iterator[str]:
     name = OmegaConf.select(OmegaConf.create(trainer), "logger.init_args.name") or "fit"
     layered = f"{shape['n_layers']} layers, d_model {width}" if shape else "a model"
     yield f"{name}: {layered}"
-    gamma, std = model.get("gamma"), model.get("init_std")
-    if gamma is not None:
+    gamma, std, folder = (model.get(name) for name in ("gamma", "init_std", "init_from"))
+    if folder is not None:
+        yield f"weights of {folder}"
+    elif gamma is not None:
         gamma = float(gamma)
         yield f"γ {gamma:g}" + (f" (std {width**-gamma:.3g} at d_in {width})" if width else "")
     elif std is not None:

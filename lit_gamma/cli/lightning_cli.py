@@ -174,12 +174,15 @@ class LitGammaCLI(LightningCLI):
 def _name_of(model: LanguageModel) -> str:
     """The name of a run's folder, by what sets runs apart most often."""
     seed = os.environ.get("PL_GLOBAL_SEED")
-    return _drawn_by(model.hparams).replace(" ", "") + (f"-seed{seed}" if seed else "")
+    begun = _begun_by(model.hparams).replace("from ", "from-").replace(" ", "")
+    return begun + (f"-seed{seed}" if seed else "")
 
 
-def _drawn_by(made_with: Mapping[str, Any]) -> str:
-    """What the weights were drawn by: ``gamma 0.8`` or ``std 0.02``."""
-    gamma = made_with["gamma"]
+def _begun_by(made_with: Mapping[str, Any]) -> str:
+    """What the weights began as: ``gamma 0.8``, ``std 0.02`` or ``from FOLDER``, by its name."""
+    gamma, folder = made_with["gamma"], made_with["init_from"]
+    if folder is not None:
+        return f"from {Path(folder).resolve().name}"
     return f"std {made_with['init_std']}" if gamma is None else f"gamma {gamma}"
 
 
@@ -210,7 +213,7 @@ def _readable(summary: dict[str, Any]) -> str:
     earlier = measured_at is not None and measured_at < summary["steps"]
     lines = [
         "",
-        f"{summary['status']}: {_drawn_by(summary)}, seed {summary['seed']}, "
+        f"{summary['status']}: {_begun_by(summary)}, seed {summary['seed']}, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s ({speed:.1f} steps/s)",
         *(f"  {in_lines(finding)}" for finding in summary.get("findings", {}).values()),
         *_metrics(summary["metrics"], f" (step {measured_at})" if earlier else ""),

@@ -24,6 +24,7 @@ EXPERIMENT = (
 MODEL = (
     Option("model.gamma", "γ", 1.0, "every weight matrix is drawn with std = d_in^(-γ)"),
     Option("model.gamma_overrides", "DICT", None, "γ of groups of roles, {mlp: 0.5, ...}"),
+    Option("model.init_from", "FOLDER", None, "begin with these weights: a Llama's, an export's"),
     Option("model.transformer.n_layers", "N", 2, "blocks"),
     Option("model.transformer.n_heads", "N", 1, "attention heads per block"),
     Option("model.transformer.d_model", "N", 128, "width of the residual stream"),

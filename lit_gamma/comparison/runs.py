@@ -192,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_ONE_OF = ("gamma", "model.init_std")
+_ONE_OF = ("gamma", "model.init_std", "model.init_from")
 """Of these a run has one; the other is null and says nothing."""
 
 

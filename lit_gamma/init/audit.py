@@ -44,20 +44,24 @@ class Audit(tuple[AuditRow, ...]):
         notes: What is not a plain draw, and the parameters it is true of: left alone because
             frozen, drawn though not recognised, ...
         std: The std that was given in place of γ, if any.
+        source: The folder that the weights are taken from, if none was drawn.
     """
 
     notes: Mapping[str, tuple[str, ...]]
     std: float | None
+    source: str | None
 
     def __new__(
         cls,
         rows: Iterable[AuditRow] = (),
         notes: Mapping[str, Iterable[str]] | None = None,
         std: float | None = None,
+        source: str | None = None,
     ) -> Audit:
         """Makes an audit of rows and notes."""
         audit = super().__new__(cls, rows)
         audit.std = std
+        audit.source = source
         audit.notes = {note: tuple(names) for note, names in (notes or {}).items()}
         return audit
 
@@ -76,6 +80,8 @@ class Audit(tuple[AuditRow, ...]):
 
     def headline(self) -> str:
         """One line: how many matrices were drawn, and how well the draw fits."""
+        if self.source is not None:
+            return f"no matrix drawn, weights as in {self.source}"
         worst = max(self, key=lambda row: abs(row.deviation))
         return (
             f"{len(self)} matrices drawn with std {self._rule()}; realised std within "

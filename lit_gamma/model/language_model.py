@@ -22,6 +22,7 @@ from lit_gamma.batch import IGNORED
 from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
 from lit_gamma.model.optimizer import LRAndWeightDecay, OptimizerConfig
+from lit_gamma.model.pretrained import start_from_
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 
 
@@ -67,9 +68,12 @@ class LanguageModel(LightningModule):
         activation_checkpointing: Compute activations again in the backward pass, in place of
             keeping them: less memory, a third more work.
         init_std: One σ for every matrix, in place of γ; 0.02 is usual.
+        init_from: A folder whose weights to begin with: a Llama of ``transformers``, or an export.
+            Nothing is drawn then, and γ is not looked at.
 
     Attributes:
-        init_audit: Realised against expected std per tensor, as drawn.
+        init_audit: Realised against expected std per tensor, as drawn, or where the weights are
+            from.
     """
 
     def __init__(
@@ -83,19 +87,24 @@ class LanguageModel(LightningModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
         init_std: float | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         # A checkpoint holds plain values, so that it opens without this package's classes.
         transformer = TransformerConfig(**_plain(transformer))
         optimizer = OptimizerConfig(**_plain(optimizer))
+        drawn_by = {
+            "gamma": gamma,
+            "init_std": init_std,
+            "gamma_overrides": gamma_overrides,
+            "residual_scale": residual_scale,
+            "init_preset": init_preset,
+        }
         self.save_hyperparameters(
             {
                 "transformer": asdict(transformer),
-                "gamma": gamma,
-                "init_std": init_std,
-                "gamma_overrides": gamma_overrides,
-                "residual_scale": residual_scale,
-                "init_preset": init_preset,
+                **(drawn_by if init_from is None else dict.fromkeys(drawn_by)),
+                "init_from": init_from,
                 "optimizer": asdict(optimizer),
             },
             logger=False,
@@ -104,9 +113,12 @@ class LanguageModel(LightningModule):
         self.compile_transformer = compile
         self.transformer = Transformer(transformer)
         self.transformer.activation_checkpointing = activation_checkpointing
-        self.init_audit = gamma_init_(
-            self.transformer, gamma, gamma_overrides, residual_scale, init_preset, std=init_std
-        )
+        if init_from is None:
+            self.init_audit = gamma_init_(
+                self.transformer, gamma, gamma_overrides, residual_scale, init_preset, std=init_std
+            )
+        else:
+            self.init_audit = start_from_(self.transformer, init_from)
         self.eval_metrics = nn.ModuleDict()
 
     def configure_model(self) -> None:
@@ -141,8 +153,11 @@ class LanguageModel(LightningModule):
 
     def _refuse_what_a_resume_ignores(self, trained_with: Mapping[str, Any]) -> None:
         """The weights are drawn, and the optimizer's state holds its settings."""
-        names = ("gamma", "init_std", "gamma_overrides", "residual_scale", "init_preset")
+        drawn = ("gamma", "init_std", "gamma_overrides", "residual_scale", "init_preset")
+        names = ("init_from", *drawn)
         pairs = {n: (trained_with[n], self.hparams[n]) for n in names if n in trained_with}
+        if all(pairs.get("init_from", [None])):
+            del pairs["init_from"]  # The folder may have moved.
         theirs, ours = trained_with.get("optimizer", {}), self.hparams["optimizer"]
         kept = (name for name in ("lr", "weight_decay", "betas") if name in theirs)
         pairs |= {f"optimizer.{name}": (theirs[name], ours[name]) for name in kept}

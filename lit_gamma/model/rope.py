@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+BASE = 10000.0
+"""Of the geometric series of frequencies."""
+
 Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines, as ``rotate`` takes them: each of shape (length, d_head)."""
 
 
 class Rope(nn.Module):
-    """Table of rotary position embeddings (arXiv 2104.09864), base 10000."""
+    """Table of rotary position embeddings (arXiv 2104.09864)."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, d_head: int, context_length: int) -> None:
         super().__init__()
-        frequency = 10000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+        frequency = BASE ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
         angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
         cos, sin = angle.cos().float(), angle.sin().float()
         self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)

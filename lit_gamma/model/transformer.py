@@ -102,6 +102,11 @@ class TransformerConfig:
         """Channels per attention head."""
         return self.d_head or self.d_model // self.n_heads
 
+    @property
+    def hidden_width(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return self.d_ff or 4 * self.d_model
+
 
 class Transformer(nn.Module):
     """Decoder-only language model: token ids in, logits out.
@@ -271,9 +276,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d_ff = config.d_ff or 4 * config.d_model
-        self.up = nn.Linear(config.d_model, d_ff, config.bias)
-        self.down = nn.Linear(d_ff, config.d_model, config.bias)
+        self.up = nn.Linear(config.d_model, config.hidden_width, config.bias)
+        self.down = nn.Linear(config.hidden_width, config.d_model, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (batch, length, d_model) to the same shape."""
@@ -286,10 +290,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d_ff = config.d_ff or 4 * config.d_model
-        self.up = nn.Linear(config.d_model, d_ff, config.bias)
-        self.gate = nn.Linear(config.d_model, d_ff, config.bias)
-        self.down = nn.Linear(d_ff, config.d_model, config.bias)
+        self.up = nn.Linear(config.d_model, config.hidden_width, config.bias)
+        self.gate = nn.Linear(config.d_model, config.hidden_width, config.bias)
+        self.down = nn.Linear(config.hidden_width, config.d_model, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (batch, length, d_model) to the same shape."""

@@ -42,8 +42,9 @@ def summarize(
         measured_at: The step at which they were, if that is known.
 
     Returns:
-        All of that with gamma or init_std, seed and steps, what the callbacks find and, where they
-        were recorded, the extremes of each role and the phases, which TensorBoard gets as text.
+        All of that with gamma, init_std or init_from, seed and steps, what the callbacks find and,
+        where they were recorded, the extremes of each role and the phases, which TensorBoard gets
+        as text.
     """
     for callback in run.callbacks:
         callback.flush()
@@ -51,6 +52,7 @@ def summarize(
         "status": _divergence(run) or status,
         "gamma": run.hyperparameters.get("gamma"),
         "init_std": run.hyperparameters.get("init_std"),
+        "init_from": run.hyperparameters.get("init_from"),
         "seed": run.seed,
         "steps": run.step,
         "seconds": round(seconds, 2),

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from lit_gamma.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gamma.errors import InputError
-from lit_gamma.files import check_checkpoint, parts, readable
+from lit_gamma.files import check_checkpoint, new_folder, parsed, parts, readable
+from lit_gamma.model.pretrained import read_config, read_weights_
 from lit_gamma.model.transformer import Transformer, TransformerConfig
+from lit_gamma.trained.transformers_folder import write_transformers
 
-_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+Format = Literal["lit_gamma", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,13 @@ class Trained:
         """The tokenizer.
 
         Raises:
-            InputError: The model was not trained on text.
+            InputError: None came with it.
         """
         if self.tokenizer is None:
-            raise InputError("the model was trained on a task without text: it has no tokenizer")
+            raise InputError(
+                "no tokenizer came with the model: its task has no text, or its folder no "
+                "tokenizer.json"
+            )
         return self.tokenizer
 
 
@@ -54,7 +54,8 @@ def load(path: str | Path) -> Trained:
     """Reads a trained model.
 
     Args:
-        path: A checkpoint (``.ckpt``) or a folder that :func:`export` wrote.
+        path: A checkpoint (``.ckpt``), a folder that :func:`export` wrote, or a Llama's that
+            ``transformers`` saved.
 
     Raises:
         InputError: There is none, or it is not one of :class:`lit_gamma.LanguageModel`.
@@ -69,11 +70,32 @@ def load(path: str | Path) -> Trained:
             f"{path} is a folder without config.json. A sharded checkpoint is made one file by "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
-    return _from_export(path)
+    with parsed(f"{path / 'config.json'} is not the config of a model"):
+        theirs = "model_type" in json.loads((path / "config.json").read_text())
+    return _from_transformers(path) if theirs else _from_export(path)
+
+
+def _from_transformers(path: Path) -> Trained:
+    shape, config = read_config(path)
+    model = Transformer(shape)
+    read_weights_(model, path, config)
+    hyperparameters = {**config.get("lit_gamma", {}), "transformer": asdict(shape)}
+    tokenizer = None
+    if (path / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(str(path / "tokenizer.json"), _end_of_text(path))
+    return Trained(model.eval(), hyperparameters, tokenizer)
+
+
+def _end_of_text(path: Path) -> str | None:
+    """The token that ends a text, as a folder of ``transformers`` names it."""
+    file = path / "tokenizer_config.json"
+    with parsed(f"{file} is not the config of a tokenizer"):
+        token = json.loads(file.read_text()).get("eos_token") if file.is_file() else None
+        return token if token is None or isinstance(token, str) else str(token["content"])
 
 
 def _from_export(path: Path) -> Trained:
-    with _one_line(f"{path} is not an export of lit_gamma"):
+    with parsed(f"{path} is not an export of lit_gamma"):
         config = json.loads((path / "config.json").read_text())
         written = config.pop("sha256")
         for name, checksum in _checksums(path, config).items():
@@ -92,7 +114,7 @@ def _from_checkpoint(path: Path) -> Trained:
     check_checkpoint(path)
     with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    with _one_line(f"{path} is not a checkpoint of LanguageModel"):
+    with parsed(f"{path} is not a checkpoint of LanguageModel"):
         hyperparameters = dict(checkpoint["hyper_parameters"])
         model = Transformer(TransformerConfig(**hyperparameters["transformer"]))
         prefix = "transformer."
@@ -110,25 +132,6 @@ def _from_checkpoint(path: Path) -> Trained:
     return Trained(model.eval(), hyperparameters, tokenizer)
 
 
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Says in one line what the content of a foreign or damaged file leads to."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
-
-
 def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of an export's files; of the config without them."""
     plain = json.dumps(config, sort_keys=True).encode()
@@ -142,23 +145,22 @@ def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return checksums
 
 
-def export(trained: Trained, folder: str | Path) -> None:
+def export(trained: Trained, folder: str | Path, format: Format = "lit_gamma") -> None:
     """Writes ``model.safetensors``, ``config.json`` and, for text, ``tokenizer.json``.
 
     Args:
         trained: The model.
         folder: A folder that does not exist yet; it appears when it is whole.
+        format: ``lit_gamma`` for this package alone, its files with checksums; ``transformers``
+            for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
 
     Raises:
-        InputError: The folder exists.
+        InputError: The folder exists, or the model cannot be written in that format.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"{folder} exists; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        draft.mkdir()
+    with new_folder(Path(folder)) as draft:
+        if format == "transformers":
+            write_transformers(trained.model, trained.tokenizer, trained.hyperparameters, draft)
+            return
         save_model(trained.model, str(draft / "model.safetensors"))
         end_of_text = None
         if tokenizer := trained.tokenizer:
@@ -168,6 +170,3 @@ def export(trained: Trained, folder: str | Path) -> None:
         config["end_of_text"] = end_of_text
         config["sha256"] = _checksums(draft, config)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

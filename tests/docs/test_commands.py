@@ -76,3 +76,4 @@ def test_the_commands_run_one_after_the_other_as_documented(workspace, command_l
         carry_out(command_line, *arguments(command))
     assert Path("report.html").is_file()
     assert Path("exported/model.safetensors").is_file()
+    assert Path("opens/modeling_lit_gamma.py").is_file()
