@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "perplexity": "compute a trained model's loss on text files",
     "export": "write a trained model as safetensors",
+    "measure": "record a series of checkpoints, as if its training had been recorded",
     "report": "show what a recorded run, or several, have come to: one page in HTML",
     "compare": "the same of two or more runs, and its numbers as CSV",
 }
@@ -49,6 +50,11 @@ def main() -> None:
             from lit_gamma.cli import reports
 
             reports.run(command, sys.argv[2:])
+        elif command == "measure":
+            from lit_gamma.cli import measure
+
+            warnings.formatwarning = _in_one_line  # type: ignore[assignment]
+            measure.run(command, sys.argv[2:])
         elif command in ("generate", "perplexity", "export"):
             from lit_gamma.cli import commands
 

@@ -1,0 +1,229 @@
+"""The record of a series of checkpoints: the same core, told the steps by files."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lit_gamma.callbacks import Condensation, EffectiveRank, Schedule
+from lit_gamma.comparison.report import write_report
+from lit_gamma.errors import InputError
+from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.run import Run
+from lit_gamma.recording.summary import summarize, write_summary
+from lit_gamma.series.members import Member, members
+from lit_gamma.series.norms import WeightNorms
+from lit_gamma.series.settled import SettledFile
+from lit_gamma.series.state import State
+from lit_gamma.series.stored import Stored, open_stored
+from lit_gamma.series.weights import StoredWeights
+from lit_gamma.trajectory.tensorboard import keep_writing
+from lit_gamma.weights.parameters import Roles
+
+
+def measure(
+    series: str | Sequence[str],
+    out: str | Path,
+    callbacks: Sequence[TrajectoryCallback] | None = None,
+    roles: Roles | None = None,
+) -> dict[str, Any]:
+    """Records a series of checkpoints as if their training had been recorded at these steps.
+
+    ::
+
+        measure("EleutherAI/pythia-160m@step0,step1000,step2000", "runs/pythia")
+
+    Weights alone are needed, no class: roles come from names. They are read one matrix at a time.
+    Called again with the same folder it goes on where it was, also when the series has grown. A
+    checkpoint that is damaged is left out, with a warning, and is a hole of the record.
+
+    Args:
+        series: Checkpoints, folders of some, globs, or revisions of the hub, see
+            :func:`lit_gamma.series.members.members`.
+        out: Where the record goes.
+        callbacks: Callbacks of weights, each to record all matrices of every checkpoint; by default
+            ``Condensation``, ``EffectiveRank`` and :class:`~lit_gamma.series.norms.WeightNorms`.
+        roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        InputError: There is no series, none of it can be read, its shapes differ, or ``out`` holds
+            another record.
+    """
+    found = members([series] if isinstance(series, str) else series)
+    measuring = _Measuring(found, Path(out), callbacks or default_callbacks(), roles)
+    for member in measuring.ahead:
+        measuring.go_on_to(member)
+    return measuring.finish()
+
+
+def default_callbacks() -> list[TrajectoryCallback]:
+    """What is recorded of a series by default: every matrix of every checkpoint."""
+    every = Schedule(every=1)
+    return [Condensation(every), EffectiveRank(every), WeightNorms(every)]
+
+
+class _Measuring:
+    """A series that is being measured.
+
+    Args:
+        found: Its checkpoints, by their steps.
+        folder: Where the record goes.
+        callbacks: What is recorded.
+        roles: Roles that names do not tell.
+
+    Attributes:
+        ahead: The checkpoints that are still to be measured.
+    """
+
+    def __init__(
+        self,
+        found: Sequence[Member],
+        folder: Path,
+        callbacks: Sequence[TrajectoryCallback],
+        roles: Roles | None,
+    ) -> None:
+        self._found, self._folder, self._callbacks, self._roles = found, folder, callbacks, roles
+        self._state = State.read(folder)
+        self.ahead = [member for member in found if member.step > self._state.last]
+        self._warn_of_late_ones()
+        self._bar = tqdm(
+            total=len(self.ahead),
+            desc="measure",
+            unit="checkpoint",
+            disable=None,
+            bar_format="{desc} |{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]",
+        )
+        self._done, self._clock = 0, time.monotonic()
+        self._run: Run | None = None
+
+    def go_on_to(self, member: Member) -> None:
+        """Measures a checkpoint, or skips it if it cannot be read."""
+        try:
+            stored = open_stored(member.fetch())
+        except InputError as error:
+            self._skip(member, error)
+            return
+        begins = self._run is None
+        run = self._begin(stored, member.step) if self._run is None else self._run
+        self._weights.show(stored)
+        run.step = member.step
+        self._bar.set_postfix(step=member.step)
+        for callback in self._callbacks:
+            if begins:
+                callback.start(run)
+            else:
+                callback.measure_if_due()
+        self._weights.earlier = stored
+        self._keep(run)
+
+    def finish(self) -> dict[str, Any]:
+        """Ends the record, and writes its summary and its page."""
+        self._bar.close()
+        state, run = self._state, self._run
+        if not state.steps:
+            raise InputError(next(iter(state.skipped.values())))
+        if run is None:
+            last = next(member for member in self._found if member.step == state.last)
+            run = self._begin(open_stored(last.fetch()), state.last)
+        else:
+            for callback in self._callbacks:
+                callback.measure_if_due(last=True)  # A picture of the last one.
+                callback.finish()
+        for callback in self._callbacks:
+            callback.file.holes += [(step, step) for step in sorted(state.skipped)]
+        state.write(self._folder)
+        summary = summarize(run, "finished", state.seconds, {}, {})
+        summary["series"] = {"checkpoints": len(state.steps), "skipped": state.skipped}
+        write_summary(run, summary)
+        page = run.folder / "report.html"
+        with run.optional(str(page)):
+            write_report([run.folder], page)
+        if run.writer is not None:
+            run.writer.close()
+        return summary
+
+    def _begin(self, first: Stored, step: int) -> Run:
+        """The run, from its first checkpoint on that can be read, or from where it was."""
+        weights = StoredWeights(first, self._roles, self._count)
+        matrices = [[m.name, *m.weight.shape] for m in weights.matrices]
+        if self._state.matrices not in ([], matrices):
+            raise InputError(
+                f"--out {self._folder} holds the record of another series than that of "
+                f"{first.path}: its matrices differ; name another folder"
+            )
+        self._state.matrices = matrices
+        run = Run(
+            module=weights.module,
+            folder=self._folder,
+            callbacks=self._callbacks,
+            step=step,
+            total_steps=self._found[-1].step,
+            hyperparameters=first.about,
+        )
+        run.weights = weights
+        run.writer = keep_writing(SummaryWriter(self._folder))
+        for callback in self._callbacks:
+            callback.file = SettledFile(self._state.files.get(callback.name))
+        weights.earlier = self._measured_last()
+        self._weights, self._run = weights, run
+        return run
+
+    def _measured_last(self) -> Stored | None:
+        """The checkpoint measured last, if it is there."""
+        for member in self._found:
+            if member.step == self._state.last:
+                try:
+                    return open_stored(member.fetch())
+                except InputError as error:
+                    warnings.warn(
+                        f"{error}; the update ratio of the next is not known", stacklevel=2
+                    )
+        return None
+
+    def _keep(self, run: Run) -> None:
+        """Writes the rows of a checkpoint, then that it is measured."""
+        state = self._state
+        for callback in self._callbacks:
+            callback.write()
+            state.files[callback.name] = callback.file.state_dict()
+        state.steps.append(run.step)
+        state.skipped.pop(run.step, None)
+        before, self._clock = self._clock, time.monotonic()
+        state.seconds += self._clock - before
+        state.write(self._folder)
+        self._advance_bar()
+
+    def _skip(self, member: Member, why: InputError) -> None:
+        self._state.skipped[member.step] = str(why)
+        warnings.warn(f"step {member.step} is left out: {why}", stacklevel=2)
+        self._advance_bar()
+
+    def _warn_of_late_ones(self) -> None:
+        """Says which checkpoints have come too late: a record goes forward."""
+        state = self._state
+        known = {*state.steps, *state.skipped}
+        if late := [m.step for m in self._found if m.step < state.last and m.step not in known]:
+            warnings.warn(
+                f"{self._folder} is measured up to step {state.last}; step {late[0]}"
+                f"{f' and {len(late) - 1} more' if late[1:] else ''} before it is left out. Name "
+                "another --out to measure all",
+                stacklevel=3,
+            )
+
+    def _count(self) -> None:
+        """A matrix was measured by a callback."""
+        of = len(self._state.matrices) * len(self._callbacks)
+        self._bar.update(min(1 / of, max(0.0, self._done + 1 - self._bar.n)))
+
+    def _advance_bar(self) -> None:
+        self._done += 1
+        self._bar.update(self._done - self._bar.n)
