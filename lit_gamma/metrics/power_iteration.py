@@ -33,12 +33,12 @@ def leading_block(weight: Tensor, size: int) -> Tensor:
     """
     gram = smaller_gram(weight)
     vectors = torch.linalg.eigh(torch.where(gram.isfinite(), gram, 0)).eigenvectors.mT.flip(-2)
-    rows = torch.where(weight.isfinite(), weight, 0).to(torch.float64)
-    if rows.shape[-2] < rows.shape[-1]:
-        vectors = vectors @ rows
-    size = min(size, rows.shape[-1])
-    missing = torch.eye(size, rows.shape[-1], dtype=torch.float64, device=rows.device)
-    vectors = torch.cat((vectors[..., :size, :], missing.expand(*rows.shape[:-2], -1, -1)), dim=-2)
+    if weight.shape[-2] < weight.shape[-1]:
+        vectors = vectors @ torch.where(weight.isfinite(), weight, 0).to(torch.float64)
+    size = min(size, weight.shape[-1])
+    missing = torch.eye(size, weight.shape[-1], dtype=torch.float64, device=weight.device)
+    missing = missing.expand(*weight.shape[:-2], -1, -1)
+    vectors = torch.cat((vectors[..., :size, :], missing), dim=-2)
     return next_block(vectors)[..., :size, :].to(as_float(weight).dtype)
 
 

@@ -5,10 +5,15 @@ order 2 of the same; effective rank, order 1 of s / Σ s. Hence, for every matri
 1 ≤ stable rank ≤ participation ratio ≤ effective rank ≤ min(n, d).
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from lit_gamma.metrics._matrix import as_float, divide_by_largest
+
+_ROWS_AT_ONCE = 4096
+"""Rows that are made float64 together: a vocabulary's table would fill twice its memory."""
 
 
 def smaller_gram(weight: Tensor) -> Tensor:
@@ -33,8 +38,11 @@ def smaller_gram(weight: Tensor) -> Tensor:
         tensor([[25.]], dtype=torch.float64)
     """
     as_float(weight)
-    matrix = weight.to(torch.float64)
-    return matrix @ matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix.mT @ matrix
+    if weight.shape[-2] < weight.shape[-1]:
+        matrix = weight.to(torch.float64)
+        return matrix @ matrix.mT
+    parts = (part.to(torch.float64) for part in weight.split(_ROWS_AT_ONCE, dim=-2))
+    return functools.reduce(torch.Tensor.add_, (part.mT @ part for part in parts))
 
 
 def singular_values_of_gram(gram: Tensor) -> Tensor:
