@@ -3,8 +3,8 @@
     python benchmarks/measure_memory.py --dtype float32
 
 Two checkpoints of the 160M shape (GPT-NeoX, three safetensors shards and their index) are measured
-in a process of its own; another one only imports. Peak resident memory is the kernel's (``VmHWM`` of
-Linux), which counts the pages of mapped files too.
+in a process of its own; another one only imports. Peak resident memory is Linux's ``VmHWM``, which
+counts the pages of mapped files too.
 """
 
 from __future__ import annotations

@@ -120,9 +120,10 @@ def _cost(runs: list[Run]) -> Iterator[str]:
     steps, seconds = (np.mean([summary[key] for summary in ended]) for key in ("steps", "seconds"))
     each = "" if len(ended) == 1 else f"{len(ended)} runs of "
     yield f"{each}{steps:,.0f} steps in {seconds:,.0f} s"
-    bills = [summary.get("overhead", {}).values() for summary in ended]
+    bills = [bill.values() for summary in ended if (bill := summary.get("overhead"))]
     shares = [sum(cost["share_of_step"] or 0.0 for cost in bill) for bill in bills]
-    yield f"recording took {np.mean(shares):.1%} on top"
+    if shares:
+        yield f"recording took {np.mean(shares):.1%} on top"
 
 
 def _sentence(words: str) -> str:

@@ -5,14 +5,12 @@ order 2 of the same; effective rank, order 1 of s / Σ s. Hence, for every matri
 1 ≤ stable rank ≤ participation ratio ≤ effective rank ≤ min(n, d).
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
 from lit_gamma.metrics._matrix import as_float, divide_by_largest
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1024
 """Rows that are made float64 together: a vocabulary's table would fill twice its memory."""
 
 
@@ -41,8 +39,11 @@ def smaller_gram(weight: Tensor) -> Tensor:
     if weight.shape[-2] < weight.shape[-1]:
         matrix = weight.to(torch.float64)
         return matrix @ matrix.mT
-    parts = (part.to(torch.float64) for part in weight.split(_ROWS_AT_ONCE, dim=-2))
-    return functools.reduce(torch.Tensor.add_, (part.mT @ part for part in parts))
+    gram = weight.new_zeros((*weight.shape[:-2], *2 * weight.shape[-1:]), dtype=torch.float64)
+    for rows in torch.split(weight, _ROWS_AT_ONCE, dim=-2):
+        part = rows.to(torch.float64)
+        gram += part.mT @ part
+    return gram
 
 
 def singular_values_of_gram(gram: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lit_gamma.callbacks import Condensation, EffectiveRank, Schedule
+from lit_gamma.callbacks import Condensation, EffectiveRank, Overview, Schedule
 from lit_gamma.comparison.report import write_report
 from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
@@ -48,7 +48,8 @@ def measure(
             :func:`lit_gamma.series.members.members`.
         out: Where the record goes.
         callbacks: Callbacks of weights, each to record all matrices of every checkpoint; by default
-            ``Condensation``, ``EffectiveRank`` and :class:`~lit_gamma.series.norms.WeightNorms`.
+            ``Condensation``, ``EffectiveRank``, :class:`~lit_gamma.series.norms.WeightNorms` and
+            ``Overview``.
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
 
     Returns:
@@ -60,15 +61,16 @@ def measure(
     """
     found = members([series] if isinstance(series, str) else series)
     measuring = _Measuring(found, Path(out), callbacks or default_callbacks(), roles)
-    for member in measuring.ahead:
-        measuring.go_on_to(member)
+    with measuring.bar:
+        for member in measuring.ahead:
+            measuring.go_on_to(member)
     return measuring.finish()
 
 
 def default_callbacks() -> list[TrajectoryCallback]:
-    """What is recorded of a series by default: every matrix of every checkpoint."""
+    """What is recorded of a series by default: every matrix of every checkpoint, and a picture."""
     every = Schedule(every=1)
-    return [Condensation(every), EffectiveRank(every), WeightNorms(every)]
+    return [Condensation(every), EffectiveRank(every), WeightNorms(every), Overview()]
 
 
 class _Measuring:
@@ -82,6 +84,7 @@ class _Measuring:
 
     Attributes:
         ahead: The checkpoints that are still to be measured.
+        bar: Shows how many of them are.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class _Measuring:
         self._state = State.read(folder)
         self.ahead = [member for member in found if member.step > self._state.last]
         self._warn_of_late_ones()
-        self._bar = tqdm(
+        self.bar = tqdm(
             total=len(self.ahead),
             desc="measure",
             unit="checkpoint",
@@ -107,8 +110,9 @@ class _Measuring:
 
     def go_on_to(self, member: Member) -> None:
         """Measures a checkpoint, or skips it if it cannot be read."""
+        path = member.fetch()
         try:
-            stored = open_stored(member.fetch())
+            stored = open_stored(path)
         except InputError as error:
             self._skip(member, error)
             return
@@ -116,7 +120,7 @@ class _Measuring:
         run = self._begin(stored, member.step) if self._run is None else self._run
         self._weights.show(stored)
         run.step = member.step
-        self._bar.set_postfix(step=member.step)
+        self.bar.set_postfix(step=member.step)
         for callback in self._callbacks:
             if begins:
                 callback.start(run)
@@ -127,20 +131,20 @@ class _Measuring:
 
     def finish(self) -> dict[str, Any]:
         """Ends the record, and writes its summary and its page."""
-        self._bar.close()
         state, run = self._state, self._run
         if not state.steps:
             raise InputError(next(iter(state.skipped.values())))
         if run is None:
-            last = next(member for member in self._found if member.step == state.last)
-            run = self._begin(open_stored(last.fetch()), state.last)
+            run = self._begin(self._any(), state.last)
         else:
             for callback in self._callbacks:
                 callback.measure_if_due(last=True)  # A picture of the last one.
+            for callback in self._callbacks:
                 callback.finish()
         for callback in self._callbacks:
-            callback.file.holes += [(step, step) for step in sorted(state.skipped)]
+            callback.file.holes += [(s, s) for s in sorted(state.skipped) if callback.due(s)]
         state.write(self._folder)
+        run.module = self._weights.finite  # All that the summary asks of it.
         summary = summarize(run, "finished", state.seconds, {}, {})
         summary["series"] = {"checkpoints": len(state.steps), "skipped": state.skipped}
         write_summary(run, summary)
@@ -170,12 +174,23 @@ class _Measuring:
             hyperparameters=first.about,
         )
         run.weights = weights
-        run.writer = keep_writing(SummaryWriter(self._folder))
+        if self.ahead:
+            run.writer = keep_writing(SummaryWriter(self._folder))
         for callback in self._callbacks:
             callback.file = SettledFile(self._state.files.get(callback.name))
         weights.earlier = self._measured_last()
         self._weights, self._run = weights, run
         return run
+
+    def _any(self) -> Stored:
+        """A checkpoint that was measured, for its names and shapes."""
+        for member in self._found:
+            if member.step in self._state.steps:
+                return open_stored(member.fetch())
+        raise InputError(
+            f"--out {self._folder} holds the record of another series: it is measured up to step "
+            f"{self._state.last}, and none of its checkpoints is given; name another folder"
+        )
 
     def _measured_last(self) -> Stored | None:
         """The checkpoint measured last, if it is there."""
@@ -222,8 +237,8 @@ class _Measuring:
     def _count(self) -> None:
         """A matrix was measured by a callback."""
         of = len(self._state.matrices) * len(self._callbacks)
-        self._bar.update(min(1 / of, max(0.0, self._done + 1 - self._bar.n)))
+        self.bar.update(min(1 / of, max(0.0, self._done + 1 - self.bar.n)))
 
     def _advance_bar(self) -> None:
         self._done += 1
-        self._bar.update(self._done - self._bar.n)
+        self.bar.update(self._done - self.bar.n)

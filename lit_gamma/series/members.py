@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lit_gamma.errors import InputError
 from lit_gamma.series.hub import Revision, revisions
 from lit_gamma.series.stored import SUFFIXES, is_folder_of_one, open_stored
 
-_STEP = re.compile(r"step[=_-]?(\d+)", re.IGNORECASE)
+_STEP = re.compile(r"(?:step|checkpoint)[=_-]?(\d+)", re.IGNORECASE)
 _NUMBER_AT_END = re.compile(r"(\d+)$")
 
 
@@ -51,14 +52,23 @@ def members(series: Sequence[str]) -> list[Member]:
         InputError: There is none, or a step is not known.
     """
     found: dict[int, Member] = {}
+    faults: list[InputError] = []
     for place in (place for spec in series for place in _places(spec)):
-        step = step_of(place)
-        found.setdefault(step, Member(step, place))
+        try:
+            step = step_of(place)
+        except InputError as error:
+            faults.append(error)
+        else:
+            found.setdefault(step, Member(step, place))
+    if not found:
+        raise faults[0]
+    for fault in faults:
+        warnings.warn(f"one of the series is left out: {fault}", stacklevel=3)
     return [found[step] for step in sorted(found)]
 
 
 def step_of(place: Path | Revision) -> int:
-    """The step of a checkpoint: in its name ``step<N>``, else what it says, else a last number.
+    """A checkpoint's step: in its name ``step<N>``, else what it says, else a number at its end.
 
     Raises:
         InputError: None of them is there.
@@ -92,12 +102,14 @@ def _places(spec: str) -> list[Path] | list[Revision]:
 
 def _under(path: Path) -> list[Path]:
     """A checkpoint itself, or those in a folder: first of a step those that are named by it."""
-    if path.is_file() or is_folder_of_one(path):
+    if path.is_file():
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     inside = sorted(folder.iterdir())
-    found = [p for p in inside if p.suffix in SUFFIXES and p.is_file()]
-    found += [p for p in inside if p.is_dir() and (is_folder_of_one(p) or _STEP.search(p.name))]
+    found = [p for p in inside if p.is_dir() and (is_folder_of_one(p) or _STEP.search(p.name))]
+    if not found and is_folder_of_one(folder):
+        return [folder]
+    found += [p for p in inside if p.is_file() and p.suffix in SUFFIXES]
     if not found:
         raise InputError(
             f"{folder} is neither a checkpoint nor a folder of some: it holds no "

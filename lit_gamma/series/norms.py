@@ -47,7 +47,8 @@ class WeightNorms(callbacks.WeightNorms):
             return torch.full((1,), torch.nan)
         before = weights.matrix(group.positions[0], weights.earlier)
         norm: Tensor = before.norm()
-        return (before.sub_(group.weight[0]).norm() / norm).reshape(1)
+        change: Tensor = before.sub_(group.weight[0]).norm()
+        return (change / norm)[None]
 
 
 def _as_at_a_start(group: WeightGroup, of: Run) -> Mapping[str, Tensor]:
@@ -59,6 +60,7 @@ def _as_at_a_start(group: WeightGroup, of: Run) -> Mapping[str, Tensor]:
     run = Run(module, of.folder, [norms], of.step, dry=True)
     run.weights = _One(module, group)
     norms.start(run)
+    run.callbacks = ()  # Or the two would hold each other, and the matrix, until a collection.
     return held.values
 
 

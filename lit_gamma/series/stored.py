@@ -79,7 +79,8 @@ def open_stored(path: Path) -> Stored:
                 check_checkpoint(file)
                 loaded = _loaded(file)
                 shapes = _shapes(_state_dict(loaded))
-                about = loaded.get("hyper_parameters", about)
+                hyperparameters = loaded.get("hyper_parameters")
+                about = hyperparameters if isinstance(hyperparameters, dict) else about
                 step = loaded.get("global_step", step)
         found |= {name: (file, shape) for name, shape in shapes.items()}
     if not found:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ class StoredWeights(CurrentWeights):
         read: Called each time that a matrix was measured.
 
     Attributes:
-        module: An outline of the module, see :func:`lit_gamma.series.outline.outline`; its
-            parameters are zero, or NaN once a matrix was read that is not finite.
+        module: An outline of the module, see :func:`lit_gamma.series.outline.outline`.
+        finite: A parameter that is zero, or NaN where a matrix was read that is not finite.
         earlier: The checkpoint measured before; None at the first.
     """
 
@@ -35,6 +37,7 @@ class StoredWeights(CurrentWeights):
     ) -> None:
         self._zero = torch.zeros(())
         self.module = outline(first.shapes, first.about, self._zero, roles)
+        self.finite = nn.ParameterList([nn.Parameter(self._zero, requires_grad=False)])
         super().__init__(self.module)
         self._cuts = list(_cuts(self.module))
         if not self._cuts:
@@ -67,6 +70,7 @@ class StoredWeights(CurrentWeights):
         matrices = self.matrices
         for i in range(len(matrices)) if positions is None else positions:
             weight = self.matrix(i, self._now)
+            _give_back()
             self._zero.add_(weight.sum() * 0)
             yield WeightGroup([i], [matrices[i]], weight[None])
             self._read()
@@ -95,3 +99,18 @@ def _cuts(module: nn.Module) -> Iterator[tuple[str, Part]]:
                 )
             for part in parts(parameter):
                 yield names[id(parameter.tensor)], part
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system: of pieces below 32 MiB glibc keeps hundreds of MiB."""
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """The C library's function; None where there is none."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
