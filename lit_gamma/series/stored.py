@@ -191,5 +191,6 @@ def _in_one_line(file: Path) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{file} is no checkpoint that can be read: {type(error).__name__}: {reason}"
+            f"{file} is no checkpoint that can be read ({type(error).__name__}: {reason}); copy or "
+            "save it again"
         ) from error
