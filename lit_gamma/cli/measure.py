@@ -24,13 +24,14 @@ def measure(series: list[str], out: str, roles: dict[str, str | list[str]] | Non
     """
     torch.set_flush_denormal(True)  # As in training.
     summary = record_of(series, out, roles=roles)
+    measured, skipped = summary["series"]["checkpoints"], summary["series"]["skipped"]
     print(
-        f"\n{summary['status']}: {summary['series']['checkpoints']} checkpoints, the last of step "
-        f"{summary['steps']}, in {summary['seconds']:.0f} s"
+        f"\n{summary['status']}: {measured} of {measured + len(skipped)} checkpoints, the last of "
+        f"step {summary['steps']}, in {summary['seconds']:.0f} s"
     )
     for sentence in summary.get("in_words", []):
         print(f"  {in_lines(sentence)}")
-    for step in summary["series"]["skipped"]:
+    for step in skipped:
         print(f"  not recorded step {step}")
     print(f"  recorded in  {out}")
     print(f"  read it      {out}/report.html")

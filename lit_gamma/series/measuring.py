@@ -17,6 +17,7 @@ from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import summarize, write_summary
+from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.series.members import Member, members
 from lit_gamma.series.norms import WeightNorms
 from lit_gamma.series.settled import SettledFile
@@ -47,18 +48,24 @@ def measure(
         series: Checkpoints, folders of some, globs, or revisions of the hub, see
             :func:`lit_gamma.series.members.members`.
         out: Where the record goes.
-        callbacks: Callbacks of weights, each to record all matrices of every checkpoint; by default
-            ``Condensation``, ``EffectiveRank``, :class:`~lit_gamma.series.norms.WeightNorms` and
-            ``Overview``.
+        callbacks: Callbacks of weights, see ``WeightTrajectory``; by default ``Condensation``,
+            ``EffectiveRank`` and :class:`~lit_gamma.series.norms.WeightNorms` of all matrices at
+            every checkpoint, and ``Overview``.
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
-        InputError: There is no series, none of it can be read, its shapes differ, or ``out`` holds
-            another record.
+        InputError: There is no series, none of it can be read, its shapes differ, ``out`` holds
+            another record, or a callback needs more than weights.
     """
+    for callback in callbacks or ():
+        if not isinstance(callback, (WeightTrajectory, WeightNorms, Overview)):
+            raise InputError(
+                f"{type(callback).__name__} needs a module, and a series has weights alone, read "
+                "one by one: give a WeightTrajectory, or lit_gamma.series.WeightNorms"
+            )
     found = members([series] if isinstance(series, str) else series)
     measuring = _Measuring(found, Path(out), callbacks or default_callbacks(), roles)
     with measuring.bar:

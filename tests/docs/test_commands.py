@@ -28,6 +28,7 @@ ELSEWHERE = {
     "lit-gamma ": "tests/test_wheel.py runs it in a workspace of its own",
     "python benchmarks/": "minutes to hours each; tests/test_house.py holds what they import",
     "python -m lit_gamma fit --config configs/fineweb_edu.yaml": "streams from the hub",
+    "python -m lit_gamma measure EleutherAI/": "fetches from the hub; tests/series has it in place",
     "python -m lit_gamma fit --config configs/anchor.yaml --trainer.logger WandbLogger": (
         "tests/recording/test_loggers.py fits with wandb, where it is installed"
     ),

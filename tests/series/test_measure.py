@@ -126,7 +126,7 @@ def test_it_goes_on_where_it_was_interrupted(
         assert json.loads((out / "measured.json").read_text())["steps"] == [*STEPS[:done]]
     out = out.rename(tmp_path / "moved")
     command_line(*command[:-1], f"--out={out}")
-    assert "10 checkpoints, the last of step 27" in capsys.readouterr().out
+    assert "10 of 10 checkpoints, the last of step 27" in capsys.readouterr().out
     compare_tables(out, measured)
     monkeypatch.setattr(StoredWeights, "matrix", None)  # Nothing is measured twice.
     command_line(*command[:-1], f"--out={out}")
@@ -202,6 +202,8 @@ def test_foreign_checkpoints_need_no_class_and_tied_weights_come_once(tmp_path):
     for i, rate in enumerate((1.0, 2.0)):
         kept = {"wte.weight": table * rate, "h.0.mlp.up.weight": torch.randn(8, 4)}
         kept["lm_head.weight"] = kept["wte.weight"]
+        kept["h.0.attn.masked_bias"] = torch.tensor(-1e9)  # Buffers, as in EleutherAI's files.
+        kept["h.0.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
         hparams = {"gamma": 0.3, "config": SimpleNamespace(width=3)}
         held = {"state_dict": kept, "hyper_parameters": hparams, "global_step": 10 * i + 1}
         torch.save(held, tmp_path / f"{'ab'[i]}.ckpt")
@@ -235,6 +237,9 @@ def test_what_is_no_series_is_refused_in_one_line(tmp_path, live, monkeypatch):
     for step, width in ((1, 4), (2, 6)):
         save_file(layer(width), tmp_path / f"w{width}-step{step}.safetensors")
     refused(r"has \[8, 6\] as mlp.up.weight, .*apart", *map(str, tmp_path.glob("w*")))
+
+    with pytest.raises(InputError, match=r"WeightNorms needs a module, .*series\.WeightNorms"):
+        series.measure(str(live), tmp_path / "out", [WeightNorms()])
 
     def fetch(repo, revision, **_):
         if revision == "step7":
