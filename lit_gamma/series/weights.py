@@ -70,7 +70,6 @@ class StoredWeights(CurrentWeights):
         matrices = self.matrices
         for i in range(len(matrices)) if positions is None else positions:
             weight = self.matrix(i, self._now)
-            _give_back()
             self._zero.add_(weight.sum() * 0)
             yield WeightGroup([i], [matrices[i]], weight[None])
             self._read()
@@ -78,6 +77,7 @@ class StoredWeights(CurrentWeights):
     def matrix(self, position: int, of: Stored) -> Tensor:
         """Reads a matrix of a checkpoint, (n_neurons, d_in)."""
         name, part = self._cuts[position]
+        _give_back()
         if part.suffix == "":
             self._last = None
             return part.matrix(of.read(name))
