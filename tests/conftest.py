@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ from hypothesis import settings
 
 from lit_gamma import cli
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of the processes that tests start.
 settings.register_profile("untimed", deadline=None)  # No test depends on how fast the machine is.
 settings.load_profile("untimed")
 
