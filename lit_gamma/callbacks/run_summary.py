@@ -52,6 +52,7 @@ class RunSummary(Callback):
         self._run: Run | None = None
         self._metrics: list[str] = []
         self._session_end: Any = None
+        self._measured: dict[str, float] = {}
         self._measured_at: int | None = None
 
     @override
@@ -68,7 +69,7 @@ class RunSummary(Callback):
         measured = _validation_metrics(trainer)
         self._metrics = [name for name in measured if not name.endswith("perplexity")]
         if self._run is not None and not trainer.sanity_checking:
-            self._measured_at = trainer.global_step
+            self._measured, self._measured_at = measured, trainer.global_step
             self._enter(trainer)
 
     @override
@@ -90,11 +91,17 @@ class RunSummary(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._earlier_seconds + self._seconds()}
+        return {
+            "seconds": self._earlier_seconds + self._seconds(),
+            "measured": self._measured,
+            "measured_at": self._measured_at,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier_seconds = state_dict["seconds"]
+        self._measured = state_dict.get("measured", {})
+        self._measured_at = state_dict.get("measured_at")
 
     def _seconds(self) -> float:
         """Seconds of this part of the run."""
@@ -106,8 +113,7 @@ class RunSummary(Callback):
             return
         run.step = trainer.global_step
         bill, whole = bill_of(run), self._earlier_seconds + run.seconds
-        metrics = _validation_metrics(trainer)
-        self.summary = summarize(run, status, whole, bill, metrics, self._measured_at)
+        self.summary = summarize(run, status, whole, bill, self._measured, self._measured_at)
         self.folder = run.folder
         write_summary(run, self.summary)
         self._enter(trainer)

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "perplexity": "compute a trained model's loss on text files",
     "export": "write a trained model as safetensors",
+    "sweep": "make the runs of a grid, as many at a time as you like; goes on where it was",
     "report": "show what a recorded run, or several, have come to: one page in HTML",
     "compare": "the same of two or more runs, and its numbers as CSV",
 }
@@ -49,6 +50,10 @@ def main() -> None:
             from lit_gamma.cli import reports
 
             reports.run(command, sys.argv[2:])
+        elif command == "sweep":
+            from lit_gamma.cli.sweep.command import sweep
+
+            sweep(sys.argv[2:])
         elif command in ("generate", "perplexity", "export"):
             from lit_gamma.cli import commands
 
