@@ -74,6 +74,8 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None and trainer.global_step:
+            _begin_and_end(trainer, pl_module)
         if not self.summary:  # Later than on_train_end, in which callbacks end their records.
             self._write(trainer, "finished")
 
@@ -146,6 +148,18 @@ class RunSummary(Callback):
         if writer is not None:
             for summary in summaries:
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def _begin_and_end(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Lets callbacks complete what a run left that was killed after its last step.
+
+    Lightning trains no further then, and tells them nothing.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        callback.on_train_start(trainer, pl_module)
+    for callback in callbacks:
+        callback.on_train_end(trainer, pl_module)
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:

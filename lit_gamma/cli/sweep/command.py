@@ -14,6 +14,7 @@ import yaml
 from lit_gamma.cli.lightning_cli import command_line
 from lit_gamma.cli.sweep.display import Display
 from lit_gamma.cli.sweep.folder import SweepFolder
+from lit_gamma.cli.sweep.grid import axes
 from lit_gamma.cli.sweep.plan import FitConfigs, plan
 from lit_gamma.cli.sweep.slurm import executor_for
 from lit_gamma.cli.sweep.work import Work, on_a_cluster, on_this_machine
@@ -32,14 +33,15 @@ def sweep(arguments: list[str]) -> None:
     asked, shared = _parser().parse_known_args(arguments)
     if not asked.config:
         raise InputError("sweep needs a config: --config configs/anchor.yaml")
-    if asked.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, got {asked.jobs}")
+    for name in ("jobs", "seeds"):
+        if getattr(asked, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(asked, name)}")
     out = asked.out or Path("runs", f"{Path(asked.config[-1]).stem}-sweep")
-    options = _pairs(asked.slurm)
+    grid, options = axes(asked.grid), _pairs(asked.slurm)
     shared = [*(f"--config={path}" for path in asked.config), *shared]
     fits = command_line(FitConfigs, ["fit", *shared])
     assert isinstance(fits, FitConfigs)
-    folder = SweepFolder(out, plan(fits, shared, asked.grid, asked.seeds, out))
+    folder = SweepFolder(out, plan(fits, shared, grid, asked.seeds, out))
     folder.refuse_another(fits.base)
     executor = None if options is None else executor_for(out, options, asked.jobs)
     folder.keep(fits.base)
@@ -51,7 +53,7 @@ def sweep(arguments: list[str]) -> None:
 def _carry_out(folder: SweepFolder, jobs: int, executor: Any, again: str) -> None:
     display = Display(jobs)
     work = Work(folder, display)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if executor is None:
             on_this_machine(work, jobs)
@@ -61,6 +63,7 @@ def _carry_out(folder: SweepFolder, jobs: int, executor: Any, again: str) -> Non
         display.say(f"go on with: {again}")
         sys.exit(128 + signal.SIGINT)
     finally:
+        signal.signal(signal.SIGTERM, before)
         folder.write_table()
         display.close()
 

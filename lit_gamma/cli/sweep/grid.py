@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 from lit_gamma.errors import InputError
@@ -37,13 +37,13 @@ def axes(written: Sequence[str]) -> dict[str, list[str]]:
     return grid
 
 
-def cells(grid: dict[str, list[str]]) -> Iterator[dict[str, str]]:
+def cells(grid: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
     """Every combination of a grid's values, the last axis fastest."""
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
-def name_of(cell: dict[str, str]) -> str:
+def name_of(cell: Mapping[str, str]) -> str:
     """What to call a combination: ``gamma0.3-lr1e-4``, or with whole keys where these clash."""
     short = {key: key.rpartition(".")[2] for key in cell}
     clash = len(set(short.values())) < len(short)

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_gamma.cli.lightning_cli import LitGammaCLI
 from lit_gamma.cli.nearest import nearest_key
-from lit_gamma.cli.sweep.grid import axes, cells, name_of
+from lit_gamma.cli.sweep.grid import cells, name_of
 from lit_gamma.cli.sweep.planned import Config, PlannedRun, content
 from lit_gamma.comparison.settings import flat
 from lit_gamma.errors import InputError
@@ -78,38 +78,35 @@ class FitConfigs(LitGammaCLI):
         self.parser.instantiate(config)
 
     def _plain(self) -> Config:
-        saved = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        saved = self._parser("fit").dump(self.config["fit"], skip_unset=False)
         return dict(yaml.load(saved, yaml.CSafeLoader))
 
 
 def plan(
-    fits: FitConfigs, arguments: Sequence[str], grid: Sequence[str], n_seeds: int, folder: Path
+    fits: FitConfigs, shared: Sequence[str], grid: Mapping[str, list[str]], n_seeds: int, out: Path
 ) -> list[PlannedRun]:
     """The runs of a grid, seeds fastest, all of them checked.
 
     Args:
-        fits: Reads configs; its ``base`` is that of ``arguments``.
-        arguments: Those of ``fit`` that all runs share.
+        fits: Reads configs; its ``base`` is that of ``shared``.
+        shared: The arguments of ``fit`` that all runs have.
         grid: See :func:`~lit_gamma.cli.sweep.grid.axes`.
         n_seeds: Runs of each combination, from the config's seed on.
-        folder: Where the runs go.
+        out: Where the runs go.
 
     Raises:
         InputError: A run cannot be, or two are the same.
     """
-    if n_seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {n_seeds}")
-    values = axes(grid)
-    for key in values:
+    for key in grid:
         if not _has(fits.base, key):
             known = {*flat(fits.base)}
             raise InputError(f"--grid {key}: the config has no such key{nearest_key(key, known)}")
     first = fits.base["seed_everything"]
     seeds = range(int(first), int(first) + n_seeds)
     runs: dict[str, PlannedRun] = {}
-    for cell in cells(values):
+    for cell in cells(grid):
         for seed in seeds:
-            run = _planned(fits, arguments, cell, seed, folder)
+            run = _planned(fits, shared, cell, seed, out)
             if seed == seeds[0]:
                 fits.check()
             if run.content in runs:

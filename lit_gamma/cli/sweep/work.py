@@ -13,7 +13,7 @@ from lit_gamma.cli.sweep.pool import Pool
 from lit_gamma.cli.sweep.slurm import Task
 from lit_gamma.comparison.sweep_table import summary_of
 
-_LOOK_EVERY = 0.25  # Seconds.
+_LOOK_EVERY, _WRITE_EVERY = 0.25, 15.0  # Seconds.
 
 
 class Work:
@@ -32,9 +32,10 @@ class Work:
         self.display = display
         self.waiting = [run for run in folder.runs if not folder.has_ended(run)]
         self._broken: set[str] = set()
+        self._written = 0.0
         n_runs, n_left = len(folder.runs), len(self.waiting)
         display.begin(n_runs, n_runs - n_left)
-        folder.write_table()
+        self.write()
 
     def over(self, run: PlannedRun) -> None:
         """Says what a run whose process has ended came to; one that broke waits once more."""
@@ -52,12 +53,19 @@ class Work:
                 self._broken.add(run.name)
                 self.waiting.append(run)
                 self.display.say(f"{run.name} failed: {reason} ({log}); it is tried once more")
-        self.folder.write_table()
+        self.write()
 
     def show(self, running: Sequence[PlannedRun]) -> None:
         """Draws what goes on, and lets some time pass."""
+        if time.monotonic() > self._written + _WRITE_EVERY:
+            self.write()
         self.display.show([(run.name, self.folder.log(run)) for run in running])
         time.sleep(_LOOK_EVERY)
+
+    def write(self) -> None:
+        """Writes the table."""
+        self.folder.write_table()
+        self._written = time.monotonic()
 
     def _came_to(self, run: PlannedRun) -> str:
         at = self.folder.where(run)
@@ -94,7 +102,6 @@ def on_this_machine(work: Work, jobs: int) -> None:
                         work.over(run)
                     else:
                         pool.start(run, lock)
-                        work.folder.write_table()
             for run in pool.ended():
                 work.over(run)
             work.show(pool.running)
