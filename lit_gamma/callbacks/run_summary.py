@@ -54,6 +54,7 @@ class RunSummary(Callback):
         self._session_end: Any = None
         self._measured: dict[str, float] = {}
         self._measured_at: int | None = None
+        self._validation_of: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,6 +64,11 @@ class RunSummary(Callback):
         self._session_end = None
         if self._metrics:
             self._enter(trainer)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validation_of = trainer.global_step
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +81,7 @@ class RunSummary(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None and trainer.global_step:
-            _begin_and_end(trainer, pl_module)
+            self._catch_up(trainer, pl_module)
         if not self.summary:  # Later than on_train_end, in which callbacks end their records.
             self._write(trainer, "finished")
 
@@ -97,6 +103,7 @@ class RunSummary(Callback):
             "seconds": self._earlier_seconds + self._seconds(),
             "measured": self._measured,
             "measured_at": self._measured_at,
+            "validation_of": self._validation_of,
         }
 
     @override
@@ -104,10 +111,27 @@ class RunSummary(Callback):
         self._earlier_seconds = state_dict["seconds"]
         self._measured = state_dict.get("measured", {})
         self._measured_at = state_dict.get("measured_at")
+        self._validation_of = state_dict.get("validation_of")
 
     def _seconds(self) -> float:
         """Seconds of this part of the run."""
         return 0.0 if self._run is None else self._run.seconds
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Completes what a run left that was stopped after its last step.
+
+        Lightning trains no further then, tells callbacks nothing, and leaves a validation out.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            callback.on_train_start(trainer, pl_module)
+        if trainer.global_step == self._validation_of != self._measured_at:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating, validation.restarting = True, False
+            validation.run()
+            trainer.training = True
+        for callback in callbacks:
+            callback.on_train_end(trainer, pl_module)
 
     def _write(self, trainer: Trainer, status: str) -> None:
         run = self._run
@@ -148,18 +172,6 @@ class RunSummary(Callback):
         if writer is not None:
             for summary in summaries:
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-
-
-def _begin_and_end(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Lets callbacks complete what a run left that was killed after its last step.
-
-    Lightning trains no further then, and tells them nothing.
-    """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        callback.on_train_start(trainer, pl_module)
-    for callback in callbacks:
-        callback.on_train_end(trainer, pl_module)
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:

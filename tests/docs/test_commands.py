@@ -28,6 +28,8 @@ ELSEWHERE = {
     "lit-gamma ": "tests/test_wheel.py runs it in a workspace of its own",
     "python benchmarks/": "minutes to hours each; tests/test_house.py holds what they import",
     "python -m lit_gamma fit --config configs/fineweb_edu.yaml": "streams from the hub",
+    "python -m lit_gamma sweep ": "tests/cli/test_sweep.py: each run is a process of its own",
+    "python -m lit_gamma compare runs/anchor-sweep": "tests/cli/test_sweep.py, after a sweep",
     "python -m lit_gamma fit --config configs/anchor.yaml --trainer.logger WandbLogger": (
         "tests/recording/test_loggers.py fits with wandb, where it is installed"
     ),
