@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_gamma.callbacks
+import lit_gamma.data.addition
 import lit_gamma.data.anchor
 import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback

@@ -44,9 +44,8 @@ def sweep(arguments: list[str]) -> None:
     folder = SweepFolder(out, plan(fits, shared, grid, asked.seeds, out))
     folder.refuse_another(fits.base)
     executor = None if options is None else executor_for(out, options, asked.jobs)
-    folder.keep(fits.base)
-    again = f"python -m lit_gamma sweep {shlex.join(arguments)}"
-    _carry_out(folder, asked.jobs, executor, again)
+    with folder.held(fits.base):
+        _carry_out(folder, asked.jobs, executor, f"{_parser().prog} {shlex.join(arguments)}")
     _tell_end(folder)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -64,15 +65,24 @@ class SweepFolder:
                 "into the grid, or give another --out"
             )
 
-    def keep(self, base: Config) -> None:
-        """Makes the folder, and notes in it which config is swept.
+    @contextmanager
+    def held(self, base: Config) -> Iterator[None]:
+        """Makes the folder, notes in it which config is swept, and keeps other sweeps out.
 
         Args:
             base: The config without the grid.
+
+        Raises:
+            InputError: Another sweep goes on there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / "sweep.yaml") as draft:
-            draft.write_text(yaml.safe_dump(base, sort_keys=False))
+        (self.path / "locks").mkdir(parents=True, exist_ok=True)
+        lock = self._locked("sweep")
+        if lock is None:
+            raise InputError(f"another sweep goes on in {self.path}; wait for it, or end it")
+        with lock:
+            with replacing(self.path / "sweep.yaml") as draft:
+                draft.write_text(yaml.safe_dump(base, sort_keys=False))
+            yield
 
     def taken(self, run: PlannedRun, wait: bool = False) -> IO[bytes] | None:
         """Takes a run, so that no other process begins it.
@@ -85,9 +95,10 @@ class SweepFolder:
             A file. The run is taken as long as that is open here, or in a process that inherits it;
             None if another process has it.
         """
-        path = self.path / "locks" / sha256(run.content.encode()).hexdigest()[:16]
-        path.parent.mkdir(exist_ok=True)
-        lock = path.open("ab")
+        return self._locked(sha256(run.content.encode()).hexdigest()[:16], wait)
+
+    def _locked(self, name: str, wait: bool = False) -> IO[bytes] | None:
+        lock = (self.path / "locks" / name).open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -111,7 +122,7 @@ class SweepFolder:
         """
         at = self.where(run)
         if at is not None and (last := at / "checkpoints" / "last.ckpt").is_file():
-            return ["--config", str(at / "config.yaml"), "--ckpt_path", str(last)]
+            return [*run.arguments, f"--ckpt_path={last}"]
         unnamed = self.path / run.name
         for left in (at, unnamed if not self._content(unnamed / "config.yaml") else None):
             if left is not None and left.is_dir():
