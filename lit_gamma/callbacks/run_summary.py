@@ -125,6 +125,8 @@ class RunSummary(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             callback.on_train_start(trainer, pl_module)
+        for recording in trajectory_callbacks(trainer):
+            recording.file.began = 0  # So that the last step is one of this part.
         if trainer.global_step == self._validation_of != self._measured_at:
             validation = trainer.fit_loop.epoch_loop.val_loop
             trainer.validating, validation.restarting = True, False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning
+import pandas as pd
 import pytest
 from helpers import runs
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_gamma import trajectory
 from lit_gamma.callbacks import Checkpoints, Condensation, RunSummary, Schedule
 
 
@@ -48,6 +51,11 @@ def came_to(root: Path, *callbacks, version: str, ckpt_path: Path | None = None)
     return {k: v for k, v in summary.items() if k not in ("seconds", "overhead")}
 
 
+def same_record(run: Path, other: Path) -> None:
+    tables = [trajectory.load(folder)["condensation"] for folder in (run, other)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
 @pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_train_end"])
 def test_a_run_stopped_after_its_last_step_makes_up_for_the_rest(tmp_path, hook):
     expected = came_to(tmp_path, version="alone")
@@ -58,10 +66,13 @@ def test_a_run_stopped_after_its_last_step_makes_up_for_the_rest(tmp_path, hook)
     assert stopped["status"] == "terminated"
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     assert came_to(tmp_path, version="stopped", ckpt_path=last) == expected
+    same_record(tmp_path / "stopped", tmp_path / "alone")
 
 
 def test_a_run_killed_before_its_summary_has_one_when_it_is_resumed(tmp_path):
     expected = came_to(tmp_path, version="killed")
     (tmp_path / "killed" / "summary.json").unlink()
+    shutil.copytree(tmp_path / "killed" / "trajectory", tmp_path / "before" / "trajectory")
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     assert came_to(tmp_path, version="killed", ckpt_path=last) == expected
+    same_record(tmp_path / "killed", tmp_path / "before")
