@@ -110,10 +110,14 @@ class SweepFolder:
         """The folder of a run that has begun; None before."""
         return self._found().get(run.content)
 
+    def left(self) -> list[PlannedRun]:
+        """The runs that have something left to do."""
+        found = self._found()
+        return [run for run in self.runs if not _has_ended(run, found.get(run.content))]
+
     def has_ended(self, run: PlannedRun) -> bool:
         """Whether a run has nothing left to do."""
-        at = self.where(run)
-        return at is not None and has_ended(summary_of(at), run.max_steps)
+        return _has_ended(run, self.where(run))
 
     def arguments(self, run: PlannedRun) -> list[str]:
         """Those of the fit that goes on with a run, from its last checkpoint or anew.
@@ -141,7 +145,7 @@ class SweepFolder:
     def _row(self, run: PlannedRun, at: Path | None) -> dict[str, Any]:
         failure = self.failures.get(run.name)
         summary = None if at is None else summary_of(at)
-        ended = summary is not None and has_ended(summary, run.max_steps)
+        ended = _has_ended(run, at)
         if failure and not ended:
             summary = {"status": failure}
         name = run.name if at is None else str(at.relative_to(self.path))
@@ -163,6 +167,10 @@ class SweepFolder:
             except (yaml.YAMLError, KeyError, TypeError, AttributeError):
                 self._contents[key] = ""
         return self._contents[key]
+
+
+def _has_ended(run: PlannedRun, at: Path | None) -> bool:
+    return at is not None and has_ended(summary_of(at), run.max_steps)
 
 
 def _progress(at: Path) -> tuple[int, bool]:

@@ -30,7 +30,7 @@ class Work:
     def __init__(self, folder: SweepFolder, display: Display) -> None:
         self.folder = folder
         self.display = display
-        self.waiting = [run for run in folder.runs if not folder.has_ended(run)]
+        self.waiting = folder.left()
         self._broken: set[str] = set()
         self._written = 0.0
         n_runs, n_left = len(folder.runs), len(self.waiting)
