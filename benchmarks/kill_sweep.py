@@ -33,8 +33,8 @@ trainer:
   max_steps: 600
   val_check_interval: 50
   callbacks:
-    - {class_path: Condensation, init_args: {overhead: null, matrices_per_step: 0.5}}
-    - {class_path: EffectiveRank, init_args: {overhead: null, matrices_per_step: 0.5}}
+    - {class_path: Condensation, init_args: {matrices_per_step: 0.5}}
+    - {class_path: EffectiveRank, init_args: {matrices_per_step: 0.5}}
     - {class_path: WeightNorms, init_args: {schedule: {every: 1}}}
     - {class_path: TokenLoss, init_args: {schedule: {every: 1}}}
     - {class_path: RunSummary}

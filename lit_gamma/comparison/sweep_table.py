@@ -17,7 +17,16 @@ TABLE = "sweep.arrow"
 """An Arrow IPC stream in the sweep's folder; ``sweep.csv`` beside it holds the same."""
 
 _STOPPED = ("interrupted", "terminated")
-_TOLD_ELSEWHERE = ("status", "gamma", "init_std", "seed", "overhead", "findings", "in_words")
+_TOLD_ELSEWHERE = (
+    "status",
+    "gamma",
+    "init_std",
+    "init_from",
+    "seed",
+    "overhead",
+    "findings",
+    "in_words",
+)
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:
