@@ -41,7 +41,15 @@ class Checkpoints(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != trainer.max_steps:  # The last one follows all that is measured.
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_batch_end(trainer, pl_module, {}, None, 0)
         if not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_last_checkpoint(trainer, candidates)

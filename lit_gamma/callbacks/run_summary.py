@@ -52,7 +52,9 @@ class RunSummary(Callback):
         self._run: Run | None = None
         self._metrics: list[str] = []
         self._session_end: Any = None
+        self._measured: dict[str, float] = {}
         self._measured_at: int | None = None
+        self._validation_of: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,15 +66,22 @@ class RunSummary(Callback):
             self._enter(trainer)
 
     @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validation_of = trainer.global_step
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = _validation_metrics(trainer)
         self._metrics = [name for name in measured if not name.endswith("perplexity")]
         if self._run is not None and not trainer.sanity_checking:
-            self._measured_at = trainer.global_step
+            self._measured, self._measured_at = measured, trainer.global_step
             self._enter(trainer)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None and trainer.global_step:
+            self._catch_up(trainer, pl_module)
         if not self.summary:  # Later than on_train_end, in which callbacks end their records.
             self._write(trainer, "finished")
 
@@ -90,15 +99,41 @@ class RunSummary(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._earlier_seconds + self._seconds()}
+        return {
+            "seconds": self._earlier_seconds + self._seconds(),
+            "measured": self._measured,
+            "measured_at": self._measured_at,
+            "validation_of": self._validation_of,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier_seconds = state_dict["seconds"]
+        self._measured = state_dict.get("measured", {})
+        self._measured_at = state_dict.get("measured_at")
+        self._validation_of = state_dict.get("validation_of")
 
     def _seconds(self) -> float:
         """Seconds of this part of the run."""
         return 0.0 if self._run is None else self._run.seconds
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Completes what a run left that was stopped after its last step.
+
+        Lightning trains no further then, tells callbacks nothing, and leaves a validation out.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            callback.on_train_start(trainer, pl_module)
+        for recording in trajectory_callbacks(trainer):
+            recording.file.began = 0  # So that the last step is one of this part.
+        if trainer.global_step == self._validation_of != self._measured_at:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating, validation.restarting = True, False
+            validation.run()
+            trainer.training = True
+        for callback in callbacks:
+            callback.on_train_end(trainer, pl_module)
 
     def _write(self, trainer: Trainer, status: str) -> None:
         run = self._run
@@ -106,8 +141,7 @@ class RunSummary(Callback):
             return
         run.step = trainer.global_step
         bill, whole = bill_of(run), self._earlier_seconds + run.seconds
-        metrics = _validation_metrics(trainer)
-        self.summary = summarize(run, status, whole, bill, metrics, self._measured_at)
+        self.summary = summarize(run, status, whole, bill, self._measured, self._measured_at)
         self.folder = run.folder
         write_summary(run, self.summary)
         self._enter(trainer)

@@ -23,6 +23,7 @@ COMMANDS = {
     "perplexity": "compute a trained model's loss on text files",
     "export": "write a trained model as safetensors",
     "measure": "record a series of checkpoints, as if its training had been recorded",
+    "sweep": "make the runs of a grid, as many at a time as you like; goes on where it was",
     "report": "show what a recorded run, or several, have come to: one page in HTML",
     "compare": "the same of two or more runs, and its numbers as CSV",
 }
@@ -55,6 +56,10 @@ def main() -> None:
 
             warnings.formatwarning = _in_one_line  # type: ignore[assignment]
             measure.run(command, sys.argv[2:])
+        elif command == "sweep":
+            from lit_gamma.cli.sweep.command import sweep
+
+            sweep(sys.argv[2:])
         elif command in ("generate", "perplexity", "export"):
             from lit_gamma.cli import commands
 

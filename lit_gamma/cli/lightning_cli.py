@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_gamma.callbacks
+import lit_gamma.data.addition
 import lit_gamma.data.anchor
 import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
@@ -227,16 +228,19 @@ def _readable(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_experiment() -> None:
-    """``fit``, ``validate``, ``test`` and ``doctor``.
+def command_line(kind: type[LitGammaCLI], arguments: list[str] | None = None) -> LitGammaCLI:
+    """Reads a command, and does what its kind does with one.
+
+    Args:
+        kind: The class.
+        arguments: The command; that of this process if None.
 
     Raises:
         InputError: A file in ``callbacks/`` cannot be imported, or the config is wrong.
     """
-    torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     import_workspace_callbacks(Path.cwd())
-    LitGammaCLI(
+    return kind(
         LanguageModel,
         LightningDataModule,
         trainer_class=DoctorTrainer,
@@ -245,4 +249,11 @@ def run_experiment() -> None:
         seed_everything_default=1,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m lit_gamma"},
+        args=arguments,
     )
+
+
+def run_experiment() -> None:
+    """``fit``, ``validate``, ``test`` and ``doctor``, see :func:`command_line`."""
+    torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
+    command_line(LitGammaCLI)

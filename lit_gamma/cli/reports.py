@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lit_gamma.comparison.report import write_report
+from lit_gamma.comparison.sweep_table import runs_of
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.token_classes import TokenClasses
 
@@ -33,7 +34,7 @@ def compare(
     Those that followed the same tokens (ProbeLoss) are compared token by token too.
 
     Args:
-        runs: Directories of two or more runs.
+        runs: Directories of two or more runs, or of a sweep.
         out: The HTML file; the tables go beside it.
         classes: Thresholds of the classes of tokens.
     """
@@ -51,9 +52,11 @@ def run(command: str, arguments: list[str]) -> None:
     """
     function: Any = {"report": report, "compare": compare}[command]
     parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run, or of a sweep.")
     parser.add_function_arguments(function, skip={"runs"}, as_positional=False)
-    function(**parser.instantiate(parser.parse_args(arguments)))
+    asked = parser.parse_args(arguments)
+    asked.runs = [run for named in asked.runs for run in runs_of(named)]
+    function(**parser.instantiate(asked))
 
 
 def _say(files: list[Path]) -> None:

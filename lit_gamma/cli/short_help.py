@@ -39,7 +39,7 @@ MODEL = (
     Option("model.optimizer.warmup_steps", "N", 250, "steps of linear warm-up"),
 )
 DATA = (
-    Option("data", "CLASS", None, "Text, StreamedText, AnchorComposition, or one of yours"),
+    Option("data", "CLASS", None, "Text, StreamedText, AnchorComposition, Addition, or yours"),
     Option("data.data_files", "FILE", None, "text, JSONL or Parquet to train on (Text)"),
     Option("data.tokenizer", "NAME", "bytes", "bytes, bpe:4096, a tokenizer.json or gpt2 (Text)"),
     Option("data.context_length", "N", 128, "tokens per block (Text)"),

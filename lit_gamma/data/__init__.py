@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_gamma.data.addition import Addition
     from lit_gamma.data.anchor import AnchorComposition
     from lit_gamma.data.source import Source
     from lit_gamma.data.streamed_text import StreamedText
     from lit_gamma.data.text import Text
 
-__all__ = ["AnchorComposition", "Source", "StreamedText", "Text"]
+__all__ = ["Addition", "AnchorComposition", "Source", "StreamedText", "Text"]
 
 _HOMES = {
+    "Addition": "addition",
     "AnchorComposition": "anchor",
     "Source": "source",
     "StreamedText": "streamed_text",

@@ -35,22 +35,29 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 class _EvalMetrics(nn.Module):
-    """The metrics of one validation set."""
+    """The metrics of one validation set; its sequences may be right or wrong as a whole too."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, whole_answers: bool) -> None:
         super().__init__()
         # torchmetrics' Perplexity takes the log of a softmax: a loss above 103 nats would read inf.
         self.loss = MeanMetric(nan_strategy="disable")  # A diverged run reads NaN.
         self.accuracy = MulticlassAccuracy(vocab_size, average="micro", ignore_index=IGNORED)
+        self.exact_match = MeanMetric() if whole_answers else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> None:
         self.loss.update(_token_loss(logits, labels)[labels != IGNORED])
         self.accuracy.update(logits.argmax(-1), labels)
+        if self.exact_match is not None:
+            right = (logits.argmax(-1) == labels) | (labels == IGNORED)
+            self.exact_match.update(right.all(-1).float())
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the metrics over all batches since the last call."""
         loss = self.loss.compute()
-        return {"loss": loss, "perplexity": loss.exp(), "accuracy": self.accuracy.compute()}
+        found = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.accuracy.compute()}
+        if self.exact_match is not None:
+            found["exact_match"] = self.exact_match.compute()
+        return found
 
 
 class LanguageModel(LightningModule):
@@ -198,15 +205,23 @@ class LanguageModel(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Makes the metrics of each named set once the loaders are known."""
         vocab_size = self.transformer.config.vocab_size
+        whole_answers = getattr(self.trainer.datamodule, "whole_answers", False)  # type: ignore[attr-defined]
         # Anew each time: state made in inference mode (trainer.validate) cannot be updated in fit.
         self.eval_metrics = nn.ModuleDict(
-            {name: _EvalMetrics(vocab_size).to(self.device) for name in self._eval_names()}
+            {
+                name: _EvalMetrics(vocab_size, whole_answers).to(self.device)
+                for name in self._eval_names()
+            }
         )
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/NAME/loss`` (nats per token), ``perplexity`` and ``accuracy``."""
+        """Logs ``val/NAME/loss`` (nats per token), ``perplexity`` and ``accuracy``.
+
+        Where the data says ``whole_answers``, ``exact_match`` too, the share of sequences whose
+        labels are all predicted.
+        """
         stage = "test" if self.trainer.testing else "val"
         for name, metrics in self.eval_metrics.items():
             assert isinstance(metrics, _EvalMetrics)

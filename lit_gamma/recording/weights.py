@@ -122,6 +122,15 @@ class WeightTrajectory(TrajectoryCallback):
             return self.matrices_per_step
         return self.share.matrices_per_step
 
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "taken": sorted(self._taken)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._taken = set(state_dict.get("taken", ()))
+
     def _turns_since(self, step: int) -> list[int]:
         """Positions of the matrices whose turn it is, or came at a step that was jumped over."""
         turns = (self._turn(passed) for passed in range(self.file.since + 1, step + 1))

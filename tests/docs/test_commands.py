@@ -29,6 +29,8 @@ ELSEWHERE = {
     "python benchmarks/": "minutes to hours each; tests/test_house.py holds what they import",
     "python -m lit_gamma fit --config configs/fineweb_edu.yaml": "streams from the hub",
     "python -m lit_gamma measure EleutherAI/": "fetches from the hub; tests/series has it in place",
+    "python -m lit_gamma sweep ": "tests/cli/test_sweep.py: each run is a process of its own",
+    "python -m lit_gamma compare runs/anchor-sweep": "tests/cli/test_sweep.py, after a sweep",
     "python -m lit_gamma fit --config configs/anchor.yaml --trainer.logger WandbLogger": (
         "tests/recording/test_loggers.py fits with wandb, where it is installed"
     ),

@@ -1,0 +1,1 @@
+"""A grid of ordinary runs, each a process of its own."""

@@ -1,0 +1,137 @@
+"""The table of a sweep: a row per run, of what its summary says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv
+
+from lit_gamma.errors import InputError
+from lit_gamma.files import replacing
+
+TABLE = "sweep.arrow"
+"""An Arrow IPC stream in the sweep's folder; ``sweep.csv`` beside it holds the same."""
+
+_STOPPED = ("interrupted", "terminated")
+_TOLD_ELSEWHERE = (
+    "status",
+    "gamma",
+    "init_std",
+    "init_from",
+    "seed",
+    "overhead",
+    "findings",
+    "in_words",
+)
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    """What a run's ``summary.json`` holds; empty if it has none."""
+    path = run_dir / "summary.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def has_ended(summary: Mapping[str, Any], max_steps: int) -> bool:
+    """Whether there is nothing to go on with: the run is finished, or diverged on its whole way.
+
+    Args:
+        summary: The run's.
+        max_steps: Optimizer steps of the whole run; -1 if epochs limit it.
+    """
+    status = str(summary.get("status"))
+    diverged = status.startswith("diverged") and summary["steps"] >= max_steps
+    return status == "finished" or diverged
+
+
+def row(
+    run: str, setting: Mapping[str, Any], seed: int, summary: Mapping[str, Any] | None, ended: bool
+) -> dict[str, Any]:
+    """A run's row.
+
+    Args:
+        run: Its name.
+        setting: The grid's keys and their values in this run.
+        seed: Its seed.
+        summary: What it has come to; None before it begins.
+        ended: See :func:`has_ended`. Other runs have no values, whatever they came to so far.
+
+    Returns:
+        ``run``, the setting, ``seed``, ``status``, and what the summary holds, a column for every
+        number: ``steps``, ``seconds``, the metrics by their names, ``<extreme>/<role>/<value>`` and
+        ``phases/<role>/<quantity>/<phase>``.
+    """
+    known = {"run": run, **{key: _cell(value) for key, value in setting.items()}, "seed": seed}
+    if summary is None:
+        return {**known, "status": "missing"}
+    if ended:
+        values = {k: v for k, v in summary.items() if k not in _TOLD_ELSEWHERE}
+        metrics = {name: _number(value) for name, value in values.pop("metrics").items()}
+        return {**known, "status": summary["status"], **metrics, **dict(_flat(values))}
+    said = str(summary.get("status", "interrupted"))
+    goes_on = said in _STOPPED or said.startswith("diverged")
+    return {**known, "status": "unfinished" if goes_on else f"failed: {said}"}
+
+
+def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``sweep.csv`` and ``sweep.arrow``, each whole or not at all.
+
+    A value that is not there is null in Arrow and empty in CSV; one that is not a number, NaN.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    with (
+        replacing(folder / TABLE) as draft,
+        pa.OSFile(str(draft), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table)
+    with replacing(folder / "sweep.csv") as draft:
+        csv.write_csv(table, draft)
+
+
+def runs_of(folder: str) -> list[str]:
+    """The directories of a sweep's runs that have recorded something; of a run, its own.
+
+    Raises:
+        InputError: It is a sweep in which none has.
+    """
+    table = Path(folder, TABLE)
+    if not table.is_file():
+        return [folder]
+    names = pa.ipc.open_stream(table.read_bytes()).read_all()["run"].to_pylist()
+    found = [str(Path(folder, name)) for name in names]
+    begun = [run for run in found if any(Path(run).glob("trajectory/*.arrow"))]
+    if not begun:
+        raise InputError(f"no run of the sweep in {folder} has recorded anything yet")
+    return begun
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers in nested mappings, by path; those of roles, not of each matrix."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if key != "matrices":
+                yield from _flat(value, f"{prefix}{key}/")
+        elif not isinstance(value, list):
+            yield prefix + key, _number(value)
+
+
+def _number(value: Any) -> Any:
+    """A number that JSON could not hold was written as text."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _cell(value: Any) -> Any:
+    """A value of the grid as one cell: what is no single value as JSON."""
+    single = value is None or isinstance(value, (bool, int, float, str))
+    return value if single else json.dumps(value, default=vars)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    if len({isinstance(value, str) for value in values if value is not None}) > 1:
+        values = [value if value is None else str(value) for value in values]
+    return pa.array(values)
