@@ -118,7 +118,7 @@ def perplexity(
 
 def evaluate(
     ckpt: str,
-    tasks: list[str],
+    tasks: str,
     data_files: str | None = None,
     limit: int | None = None,
     out: str | None = None,
@@ -128,8 +128,8 @@ def evaluate(
 
     Args:
         ckpt: A checkpoint (.ckpt), an exported folder, or a Llama's that transformers saved.
-        tasks: [questions,prontoqa,prontoqa_generate], which read a local file; those of lm-eval by
-            name; or paths of its YAML files.
+        tasks: questions, prontoqa or prontoqa_generate, which read a local file; those of lm-eval
+            by name; or paths of its YAML files. Several with commas between them.
         data_files: The JSONL file that the first three read.
         limit: Only the first so many documents of each task.
         out: A JSON file for lm-eval's results.
@@ -138,7 +138,7 @@ def evaluate(
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise InputError(f"--out {out}: the folder does not exist; make it first")
     where = _device(device)
-    results = trained.evaluate(trained.load(ckpt), tasks, data_files, limit, where)
+    results = trained.evaluate(trained.load(ckpt), tasks.split(","), data_files, limit, where)
     for task, name, value, error in metrics(results):
         n = results["n-samples"].get(task, {}).get("effective", "")
         spread = "" if error is None else f"± {error:.4f}"

@@ -127,7 +127,7 @@ def test_ours_and_lm_evals_own_model_on_the_export_give_the_same(tmp_path, data,
 def test_the_command_prints_a_table_and_writes_the_results(tmp_path, data, command_line, capsys):
     trained.export(model(), tmp_path / "model")
     command_line(
-        "evaluate", f"--ckpt={tmp_path}/model", "--tasks=[prontoqa]", f"--data_files={data}",
+        "evaluate", f"--ckpt={tmp_path}/model", "--tasks=prontoqa", f"--data_files={data}",
         "--limit=20", f"--out={tmp_path}/results.json", "--device=cpu",
     )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
