@@ -100,7 +100,7 @@ class HarnessModel(LM):  # type: ignore[misc]
                     texts[i] = text
         return texts
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _scored(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
         scores = continuation_scores(self.model, pairs, self.length, self._device)
         return list(zip(scores.log_likelihood.tolist(), scores.greedy.tolist(), strict=True))
