@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_gamma import InputError, LanguageModel
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
-from lit_gamma.data import Text
+from lit_gamma.recording.described import TokenizedText
 from lit_gamma.trained import Trained, evaluate
 from lit_gamma.trained.evaluation import metrics
 
@@ -48,9 +48,9 @@ class TaskAccuracy(TrajectoryCallback):
 
     def start(self, run: Any) -> None:
         """Asks once, which tells the metrics that the tasks have."""
-        if not isinstance(run.module, LanguageModel) or not isinstance(run.data, Text):
+        if not isinstance(run.module, LanguageModel) or not isinstance(run.data, TokenizedText):
             raise InputError(
-                f"TaskAccuracy asks a LanguageModel that trains on Text, not a "
+                f"TaskAccuracy asks a LanguageModel that trains on text, not a "
                 f"{type(run.module).__name__} on {type(run.data).__name__}; leave the callback out"
             )
         self._newest: tuple[int, dict[str, Tensor]] = (-1, {})

@@ -147,4 +147,5 @@ def test_transformers_stays_optional():
     importing = [
         n for n, s in sources.items() if re.search(r"^\s*(import|from) transformers", s, re.M)
     ]
-    assert importing == ["hf.py"]
+    # The second is never imported here: it lies in exports, for transformers.
+    assert sorted(importing) == ["hf.py", "modeling_lit_gamma.py"]

@@ -56,5 +56,5 @@ def test_every_step_has_what_evaluate_gives_and_training_does_not_notice(tmp_pat
         for name in ("acc", "acc_norm"):
             assert table.loc[step, f"questions_{name}"] == pytest.approx(found[f"{name},none"])
     assert trajectory.reading.outcomes(trainer.log_dir) == ["task_accuracy"]
-    with pytest.raises(InputError, match="TaskAccuracy asks a LanguageModel that trains on Text"):
+    with pytest.raises(InputError, match="TaskAccuracy asks a LanguageModel that trains on text"):
         fit(tmp_path, TaskAccuracy(["questions"], str(file)), max_steps=1)
