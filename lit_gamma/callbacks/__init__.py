@@ -1,5 +1,6 @@
 """Callbacks that record the developmental trajectory, and what is needed to write one."""
 
+from lit_gamma.callbacks.answer_accuracy import AnswerAccuracy
 from lit_gamma.callbacks.attention_sink import AttentionSink
 from lit_gamma.callbacks.checkpoints import Checkpoints
 from lit_gamma.callbacks.condensation import Condensation
@@ -24,6 +25,7 @@ from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
 
 __all__ = [
+    "AnswerAccuracy",
     "AttentionSink",
     "BatchTrajectory",
     "Checkpoints",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +11,15 @@ from jsonargparse import ArgumentParser
 
 from lit_gamma import trained
 from lit_gamma.errors import InputError
+from lit_gamma.files import replacing
 from lit_gamma.model.llama import is_llama
 from lit_gamma.trained.checkpoint import Format
+from lit_gamma.trained.evaluation import metrics
 from lit_gamma.trained.generation import Sampling
 from lit_gamma.trained.generation import generate as generate_tokens
+
+_KEPT = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
+"""What goes into the file, of all that lm-eval returns."""
 
 
 def generate(
@@ -109,6 +116,39 @@ def perplexity(
     print(f"bits per byte  {result.bits_per_byte:.4f}")
 
 
+def evaluate(
+    ckpt: str,
+    tasks: str,
+    data_files: str | None = None,
+    limit: int | None = None,
+    out: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Run tasks of lm-evaluation-harness on a trained model.
+
+    Args:
+        ckpt: A checkpoint (.ckpt), an exported folder, or a Llama's that transformers saved.
+        tasks: questions, prontoqa or prontoqa_generate, which read a local file; those of lm-eval
+            by name; or paths of its YAML files. Several with commas between them.
+        data_files: The JSONL file that the first three read.
+        limit: Only the first so many documents of each task.
+        out: A JSON file for lm-eval's results.
+        device: cpu, cuda, ...; auto takes an accelerator if there is one.
+    """
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise InputError(f"--out {out}: the folder does not exist; make it first")
+    where = _device(device)
+    results = trained.evaluate(trained.load(ckpt), tasks.split(","), data_files, limit, where)
+    for task, name, value, error in metrics(results):
+        n = results["n-samples"].get(task, {}).get("effective", "")
+        spread = "" if error is None else f"± {error:.4f}"
+        print(f"{task:<24} {name:<24} {value:>9.4f} {spread:<10} {n}".rstrip())
+    if out is not None:
+        kept = {"ckpt": ckpt, "limit": limit, **{name: results[name] for name in _KEPT}}
+        with replacing(Path(out)) as draft:
+            draft.write_text(json.dumps(kept, indent=2, default=str) + "\n")
+
+
 def run(command: str, arguments: list[str]) -> None:
     """Runs one of the commands.
 
@@ -116,7 +156,7 @@ def run(command: str, arguments: list[str]) -> None:
         command: Its name.
         arguments: What follows it on the command line.
     """
-    function: Any = {f.__name__: f for f in (generate, perplexity, export)}[command]
+    function: Any = {f.__name__: f for f in (generate, perplexity, evaluate, export)}[command]
     parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.instantiate(parser.parse_args(arguments)))

@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "examine a config before training",
     "generate": "continue a prompt with a trained model",
     "perplexity": "compute a trained model's loss on text files",
+    "evaluate": "run tasks of lm-evaluation-harness on a trained model",
     "export": "write a trained model as safetensors",
     "measure": "record a series of checkpoints, as if its training had been recorded",
     "sweep": "make the runs of a grid, as many at a time as you like; goes on where it was",
@@ -60,7 +61,7 @@ def main() -> None:
             from lit_gamma.cli.sweep.command import sweep
 
             sweep(sys.argv[2:])
-        elif command in ("generate", "perplexity", "export"):
+        elif command in ("generate", "perplexity", "evaluate", "export"):
             from lit_gamma.cli import commands
 
             commands.run(command, sys.argv[2:])

@@ -11,6 +11,7 @@ from helpers.runs import ROOT
 from callbacks.anchor_reasoning import AnchorReasoning
 from lit_gamma import callbacks
 from lit_gamma.callbacks import Quantity, TrajectoryCallback
+from lit_gamma.trajectory.table import snake_case
 
 DOC = ROOT / "docs" / "trajectory.md"
 HEAD = "| table | column | meaning | range | null |\n|---|---|---|---|---|\n"
@@ -35,7 +36,7 @@ def documented() -> str:
     lines = []
     for callback in recorders():
         for _, group in groupby(callback.quantities, key=lambda q: q.name.rstrip("0123456789.")):
-            shown = [line(callback().name, quantity) for quantity in group]
+            shown = [line(snake_case(callback.__name__), quantity) for quantity in group]
             if len(shown) > MOST:
                 shown = [*shown[:2], "| | ... | | | |\n", shown[-1]]
             lines += shown
@@ -54,7 +55,7 @@ def test_every_column_of_the_record_is_documented_as_its_callback_says():
 
 
 def test_every_quantity_says_what_it_is():
-    assert len(recorders()) == 10
+    assert len(recorders()) == 11
     for callback in recorders():
         for quantity in callback.quantities:
             assert quantity.meaning, (callback, quantity.name)
