@@ -311,7 +311,8 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
 def test_several_processes_record_what_one_does(workspace, processes, strategy):
     def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
-        arguments += ("--trainer.callbacks+=GammaInit", "--trainer.callbacks+=ProbeLoss")
+        added = ("GammaInit", "ProbeLoss", "Updates", "Gradients")
+        arguments += tuple(f"--trainer.callbacks+={name}" for name in added)
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,
@@ -344,6 +345,10 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
             error = "spectral_norm_error"
             assert np.allclose(rows[error], expected[error], atol=1e-4)
             rows, expected = rows.drop(columns=error), expected.drop(columns=error)
+        # AdamW makes a whole step of a gradient that is rounding errors: of tokens that are unused.
+        cosines = [column for column in rows if column.startswith("cosine_with_")]
+        np.testing.assert_allclose(rows[cosines], expected[cosines], atol=2e-4, rtol=0)
+        rows, expected = rows.drop(columns=cosines), expected.drop(columns=cosines)
         pandas.testing.assert_frame_equal(rows, expected, rtol=2e-4, atol=1e-6)
         start = rows["step"] == 0  # the same weights: no rounding of different sums in between
         pandas.testing.assert_frame_equal(rows[start], expected[start], rtol=1e-5, atol=1e-7)
