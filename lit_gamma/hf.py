@@ -78,6 +78,13 @@ class Trajectory(TrainerCallback):
             self._hooks = [model.register_forward_hook(self._seen, with_kwargs=True)]
 
     @override
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._recording is not None:
+            self._recording.gradients(clipped=args.max_grad_norm > 0)
+
+    @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

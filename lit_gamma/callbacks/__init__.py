@@ -6,6 +6,7 @@ from lit_gamma.callbacks.checkpoints import Checkpoints
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
+from lit_gamma.callbacks.gradients import Gradients
 from lit_gamma.callbacks.keep_checkpoints import KeepCheckpoints
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
@@ -15,11 +16,13 @@ from lit_gamma.callbacks.progress import Progress
 from lit_gamma.callbacks.run_summary import RunSummary
 from lit_gamma.callbacks.token_loss import TokenLoss
 from lit_gamma.callbacks.token_loss_profile import TokenLossProfile
+from lit_gamma.callbacks.updates import Updates
 from lit_gamma.callbacks.weight_norms import WeightNorms
 from lit_gamma.recording.activations import ProbeTrajectory
 from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.current import WeightGroup
+from lit_gamma.recording.gradients import GradientTrajectory
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.trajectory.table import Quantity
@@ -32,6 +35,8 @@ __all__ = [
     "Condensation",
     "EffectiveRank",
     "GammaInit",
+    "GradientTrajectory",
+    "Gradients",
     "KeepCheckpoints",
     "NormSaturation",
     "Overhead",
@@ -45,6 +50,7 @@ __all__ = [
     "TokenLoss",
     "TokenLossProfile",
     "TrajectoryCallback",
+    "Updates",
     "WeightGroup",
     "WeightNorms",
     "WeightTrajectory",

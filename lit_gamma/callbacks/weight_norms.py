@@ -21,6 +21,7 @@ from lit_gamma.recording.rows import Rows, Stack, add_over_ranks, in_own_slot
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import lend, side_stream
+from lit_gamma.recording.weights import gaussian_nulls
 from lit_gamma.trajectory.table import Index, Quantity
 
 BLOCK_SIZE = 8
@@ -110,12 +111,7 @@ class WeightNorms(TrajectoryCallback):
 
     @override
     def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
-        shapes = [m.weight.shape for m in self.run.weights.matrices]
-        return {
-            q.name: np.array([q.null(*shape) for shape in shapes])
-            for q in self.quantities
-            if q.null is not None
-        }
+        return gaussian_nulls(self.quantities, [m.weight.shape for m in self.run.weights.matrices])
 
     @override
     def start(self, run: Run) -> None:

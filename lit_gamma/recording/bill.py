@@ -23,7 +23,7 @@ class Bill:
         self.seconds = 0.0
         self._device = torch.device("cpu")
         self._times: defaultdict[str, list[float]] | None = None
-        self._unwritten = 0
+        self._unwritten, self._prepared = 0, 0.0
 
     def start(self, device: torch.device) -> None:
         """Starts a new bill, at the start of training."""
@@ -33,14 +33,14 @@ class Bill:
     def itemize(self, begin: bool) -> None:
         """Begins or ends to time each job by itself, which waits for the device."""
         self._times = defaultdict(list) if begin else None
-        self._unwritten = 0
+        self._unwritten, self._prepared = 0, 0.0
 
     @contextmanager
     def billed(self, job: str) -> Iterator[None]:
         """Puts the time spent inside on the bill.
 
         Args:
-            job: What is done: ``record``, ``pictures``, ``write``, ...
+            job: What is done: ``prepare``, ``record``, ``pictures``, ``write``, ...
         """
         self._wait()
         start = time.perf_counter()
@@ -52,15 +52,23 @@ class Bill:
             self.add(job, seconds)
 
     def add(self, job: str, seconds: float) -> None:
-        """Notes what a job took once; ``write`` is shared by the records since the last one."""
+        """Notes what a job took once.
+
+        What it took to ``prepare`` a record is part of it, and ``write`` is shared by the records
+        since the last one.
+        """
         assert self._times is not None
-        if job == "write":
+        if job == "prepare":
+            self._prepared += seconds
+        elif job == "write":
             if self._unwritten:
                 self._times[job].append(seconds / self._unwritten)
             self._unwritten = 0
         else:
+            if job == "record":
+                seconds, self._prepared = seconds + self._prepared, 0.0
+                self._unwritten += 1
             self._times[job].append(seconds)
-            self._unwritten += job == "record"
 
     def cost(self, job: str) -> float | None:
         """Seconds that a job takes once, the median, writing included; None if it was not done."""

@@ -106,15 +106,7 @@ class CurrentWeights:
 
     def index(self) -> tuple[Index, list[str]]:
         """The columns that tell the matrices apart, and their labels in TensorBoard."""
-        matrices = self.matrices
-        index: Index = {
-            "matrix": [m.name for m in matrices],
-            "role": [m.role for m in matrices],
-            "layer": [m.layer for m in matrices],
-            "n_neurons": [m.weight.shape[0] for m in matrices],
-            "d_in": [m.weight.shape[1] for m in matrices],
-        }
-        return index, [m.label for m in matrices]
+        return index_of(self.matrices)
 
     def rows(self) -> list[Rows]:
         """The rows of all matrices that this rank holds, see :func:`grouped_rows`."""
@@ -159,6 +151,18 @@ class CurrentWeights:
     def release(self) -> None:
         """Frees the copies that the callbacks of a step share."""
         self._copies = -1, []
+
+
+def index_of(matrices: Sequence[NeuronMatrix]) -> tuple[Index, list[str]]:
+    """The columns that tell matrices apart, and their labels in TensorBoard."""
+    index: Index = {
+        "matrix": [m.name for m in matrices],
+        "role": [m.role for m in matrices],
+        "layer": [m.layer for m in matrices],
+        "n_neurons": [m.weight.shape[0] for m in matrices],
+        "d_in": [m.weight.shape[1] for m in matrices],
+    }
+    return index, [m.label for m in matrices]
 
 
 def _links(module: nn.Module) -> Iterator[tuple[Mapping[str, Any], str, Any]]:

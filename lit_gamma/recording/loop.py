@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
+from lit_gamma.recording.gradients import GradientTrajectory
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import bill_in_words, bill_of, summarize, write_summary
 from lit_gamma.trajectory.tensorboard import keep_writing
@@ -33,7 +34,7 @@ class Recording:
         self.run = run
         self.summary: dict[str, Any] = {}
         self._earlier_seconds = 0.0
-        self._seen_batch = False
+        self._seen_batch = self._seen_gradients = False
         if state is not None:
             run.step = state["step"]
             self._earlier_seconds = state["seconds"]
@@ -63,17 +64,45 @@ class Recording:
             callback.before(batch)
             callback.collect(outputs, batch)
 
+    def gradients(self, clipped: bool = False) -> None:
+        """Shows the gradients of a step: complete, unscaled, and not yet clipped.
+
+        Needed for callbacks of gradients alone.
+
+        Args:
+            clipped: Whether they are clipped already, so that what that took is not known.
+
+        Raises:
+            InputError: There are none.
+        """
+        self._seen_gradients = True
+        seeing = [c for c in self.run.callbacks if isinstance(c, GradientTrajectory)]
+        if seeing and all(p.grad is None for p in self.run.module.parameters()):
+            raise InputError(
+                f"{seeing[0].name} finds no gradient in {type(self.run.module).__name__}: call "
+                "gradients() after backward() and before zero_grad(), with the module whose "
+                "parameters are trained"
+            )
+        for callback in seeing:
+            callback.complete(clipped)
+
     def step(self) -> None:
         """Records the new weights, after the optimizer's step.
 
         Raises:
-            InputError: A callback records batches, and none was shown.
+            InputError: A callback records batches or gradients, and none were shown.
         """
         starved = [c.name for c in self.run.callbacks if c.needs_batches and not self._seen_batch]
         if starved:
             raise InputError(
                 f"{starved[0]} records batches: call batch(batch, outputs) for each, before step()"
             )
+        seeing = [c.name for c in self.run.callbacks if isinstance(c, GradientTrajectory)]
+        if seeing and not self._seen_gradients:
+            raise InputError(
+                f"{seeing[0]} records gradients: call gradients() at each step, after backward()"
+            )
+        self._seen_gradients = False
         self.run.step += 1
         for callback in self.run.callbacks:
             callback.advance()
@@ -150,6 +179,7 @@ def record(
                 losses = ...
                 losses.mean().backward()
                 trajectory.batch(batch, {"token_loss": losses.detach()})
+                trajectory.gradients()  # For Gradients alone; then clip.
                 optimizer.step()
                 optimizer.zero_grad()
                 trajectory.step()

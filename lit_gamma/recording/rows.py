@@ -66,6 +66,23 @@ class Rows:
             return torch.cat(self.held, out=buffer)
         return lend(torch.cat(self.held).float())
 
+    def whole(self, values: Tensor) -> list[Tensor]:
+        """Gathers rows held here, (rows, d_in), to whole matrices on the host; all ranks must."""
+        parts = values.split_with_sizes([held.shape[0] for held in self.held])
+        if self.ranks is None:
+            return [part.cpu() for part in parts]
+        pairs = zip(parts, self.n_neurons, strict=True)
+        return [_gathered(part, n, self.ranks).cpu() for part, n in pairs]
+
+    def part(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The rows of whole matrices that this rank holds, (rows, d_in): undoes :meth:`whole`."""
+        if self.ranks is None:
+            return torch.cat(list(matrices))
+        rank, world = dist.get_rank(self.ranks), dist.get_world_size(self.ranks)
+        starts = [rank * -(-n // world) for n in self.n_neurons]
+        spans = zip(matrices, starts, self.held, strict=True)
+        return torch.cat([whole[start : start + len(held)] for whole, start, held in spans])
+
     def by_stack(self, values: Tensor) -> list[Tensor]:
         """Splits values of shape (len(positions), ...) into those of each stack."""
         parts = values.split_with_sizes([len(stack.positions) for stack in self.stacks])
@@ -82,6 +99,10 @@ class Rows:
     def sums(self, values: Tensor) -> Tensor:
         """Sums values of shape (rows, k) over the rows of each matrix: (len(positions), k)."""
         return torch.cat([part.sum(1) for part in self.stacked(values)])
+
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Inner products of values of shape (rows, d_in), of each matrix: (positions, pairs)."""
+        return torch.cat([self.sums((a * b).sum(1, keepdim=True)) for a, b in pairs], dim=1)
 
     def maxima(self, values: Tensor) -> Tensor:
         """Largest of values >= 0 of shape (rows,) over the rows of each matrix; 0 without rows."""
@@ -128,6 +149,16 @@ def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
     if len(sharded) == 1 and weight.placements[sharded[0]] == Shard(0):
         return weight.to_local(), weight.device_mesh.get_group(sharded[0])
     return weight.full_tensor(), None
+
+
+def _gathered(part: Tensor, n_rows: int, ranks: ProcessGroup) -> Tensor:
+    """Rows in the order of the ranks, which hold as many each but for the last ones."""
+    world = dist.get_world_size(ranks)
+    most = -(-n_rows // world)
+    gathered = part.new_empty(world * most, part.shape[1])
+    padding = part.new_zeros(most - len(part), part.shape[1])
+    dist.all_gather_into_tensor(gathered, torch.cat((part, padding)), group=ranks)
+    return gathered[:n_rows]
 
 
 def add_over_ranks(sums: Sequence[Tensor], ranks: Sequence[ProcessGroup | None]) -> None:

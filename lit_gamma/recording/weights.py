@@ -18,10 +18,18 @@ from lit_gamma.recording.current import WeightGroup
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import side_stream
-from lit_gamma.trajectory.table import Index
+from lit_gamma.trajectory.table import Index, Quantity
 
 TIERED = Schedule(dense_until=3, per_decade=4)
 """The steps at which the exact measures take all matrices by default: 18 in the first 10,000."""
+
+
+def gaussian_nulls(
+    quantities: Sequence[Quantity], shapes: Sequence[Sequence[int]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Expected values of quantities that have a null, an array over matrices of these shapes."""
+    known = [(q.name, q.null) for q in quantities if q.null is not None]
+    return {name: np.array([null(*shape) for shape in shapes]) for name, null in known}
 
 
 class WeightTrajectory(TrajectoryCallback):

@@ -6,18 +6,19 @@ a module is seen here once, as a view of shape (n_neurons, d_in), with the role 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_gamma.weights.parameters import Roles, parameters
+from lit_gamma.weights.parameters import Parameter, Roles, parameters
 from lit_gamma.weights.parts import Part, parts, whole
 from lit_gamma.weights.roles import ROLES
 from lit_gamma.weights.sharding import padded, summed
 
-__all__ = ["ROLES", "NeuronMatrix", "neurons"]
+__all__ = ["ROLES", "NeuronMatrix", "gradients", "neurons", "trained"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,43 @@ def neurons(module: nn.Module, roles: Roles | None = None) -> Iterator[NeuronMat
     Raises:
         InputError: A role is unknown, a pattern fits nothing, or a projection cannot be split.
     """
-    for parameter in parameters(module, roles):
+    yield from _matrices(parameters(module, roles), lambda parameter: parameter.tensor)
+
+
+def gradients(module: nn.Module) -> Iterator[NeuronMatrix]:
+    """Yields the gradient of every matrix, seen as :func:`neurons` sees the matrix.
+
+    It is NaN where there is none; what a parametrization computes has none, and is left out.
+    """
+    own = [parameter for parameter in parameters(module) if not parameter.parametrization]
+    yield from _matrices(own, _gradient)
+
+
+def trained(module: nn.Module) -> set[str]:
+    """Names of the matrices that have a gradient of their own: not frozen, not parametrized."""
+    own = (p for p in parameters(module) if not (p.frozen or p.parametrization))
+    return {matrix.name for matrix in _matrices(own, lambda parameter: parameter.tensor)}
+
+
+def _gradient(parameter: Parameter) -> Tensor:
+    tensor = parameter.tensor
+    if tensor.grad is not None:
+        return tensor.grad.to_dense() if tensor.grad.is_sparse else tensor.grad
+    if isinstance(tensor, DTensor):
+        return torch.full_like(tensor, torch.nan)
+    return tensor.new_full((), torch.nan).expand(tensor.shape)
+
+
+def _matrices(
+    seen: Iterable[Parameter], values: Callable[[Parameter], Tensor]
+) -> Iterator[NeuronMatrix]:
+    for parameter in seen:
         if parameter.kind != "matrix":
             continue
         cuts = parts(parameter)
-        for part, weight in zip(cuts, _cut(parameter.tensor.detach(), cuts), strict=True):
+        for part, matrix in zip(cuts, _cut(values(parameter).detach(), cuts), strict=True):
             name = f"{parameter.path}{part.suffix}"
-            yield NeuronMatrix(name, part.role, parameter.layer, weight)
+            yield NeuronMatrix(name, part.role, parameter.layer, matrix)
 
 
 def _cut(tensor: Tensor, cuts: list[Part]) -> list[Tensor]:

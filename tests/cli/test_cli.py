@@ -312,7 +312,8 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
 def test_several_processes_record_what_one_does(workspace, processes, strategy):
     def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
-        arguments += ("--trainer.callbacks+=GammaInit", "--trainer.callbacks+=ProbeLoss")
+        added = ("GammaInit", "ProbeLoss", "Updates", "Gradients")
+        arguments += tuple(f"--trainer.callbacks+={name}" for name in added)
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,
@@ -324,14 +325,18 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
 
     name, *options = strategy
     alone = record("alone", f"--data.batch_size={4 * processes}")
-    together = record(
-        "together",
-        "--data.batch_size=4",
-        f"--trainer.devices={processes}",
-        f"--trainer.strategy={name}",
-        *(f"--trainer.strategy.{option}" for option in options),
-    )
+    several = ("--data.batch_size=4", f"--trainer.devices={processes}",
+               f"--trainer.strategy={name}", *(f"--trainer.strategy.{o}" for o in options),
+               "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={step}",
+               "--trainer.callbacks.every_n_train_steps=5",
+               "--trainer.callbacks.save_top_k=-1")  # fmt: skip
+    together = record("together", *several)
     assert set(together) == set(alone)
+    if processes == 3:  # Step 6 is recorded, which wants the weights of step 4 as well.
+        middle = "runs/anchor/together/checkpoints/step=5.ckpt"
+        resumed = record("resumed", *several, f"--ckpt_path={middle}")
+        for table in ("updates", "gradients", "weight_norms"):
+            pandas.testing.assert_frame_equal(resumed[table], together[table], check_exact=True)
     probes = [tables.pop("probe_loss") for tables in (together, alone)]
     assert list(probes[0]["step"]) == list(probes[1]["step"]) == [*range(7), 8, 10, 12]
     np.testing.assert_allclose(*(np.stack(probe["loss"]) for probe in probes), rtol=2e-3)
@@ -345,7 +350,12 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
             error = "spectral_norm_error"
             assert np.allclose(rows[error], expected[error], atol=1e-4)
             rows, expected = rows.drop(columns=error), expected.drop(columns=error)
-        pandas.testing.assert_frame_equal(rows, expected, rtol=2e-4, atol=1e-6)
+        # AdamW makes a whole step of a gradient that is rounding errors: of tokens that are unused.
+        rtol = 1e-3 if table in ("updates", "gradients") else 2e-4
+        cosines = [column for column in rows if column.startswith("cosine_with_")]
+        np.testing.assert_allclose(rows[cosines], expected[cosines], atol=2e-4, rtol=0)
+        rows, expected = rows.drop(columns=cosines), expected.drop(columns=cosines)
+        pandas.testing.assert_frame_equal(rows, expected, rtol=rtol, atol=1e-6)
         start = rows["step"] == 0  # the same weights: no rounding of different sums in between
         pandas.testing.assert_frame_equal(rows[start], expected[start], rtol=1e-5, atol=1e-7)
     assert (workspace / "runs/anchor/together/summary.json").exists()

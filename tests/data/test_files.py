@@ -47,7 +47,10 @@ def zipped(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (gzip.compress(LINES.encode(), mtime=0), r"compressed \(gzip\); decompress it first: gunzip"),
+        (
+            gzip.compress(LINES.encode(), mtime=0),
+            r"compressed \(gzip\); decompress it first: gunzip",
+        ),
         (bz2.compress(LINES.encode()), r"compressed \(bzip2\).*bunzip2"),
         (lzma.compress(LINES.encode()), r"compressed \(xz\).*unxz"),
         (zipped(LINES.encode()), r"compressed \(zip\).*unzip"),

@@ -19,6 +19,11 @@ NULLS = {
 }
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Between two matrices, as vectors of their entries."""
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
 def geometry(w: np.ndarray, before: np.ndarray | None) -> dict[str, float]:
     """Every quantity that the weight callbacks record."""
     n, d = w.shape

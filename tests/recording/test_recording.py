@@ -22,11 +22,13 @@ from lit_gamma import InputError, metrics, trajectory
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
+    Gradients,
     Overhead,
     RunSummary,
     Schedule,
     TokenLoss,
     TokenLossProfile,
+    Updates,
     WeightNorms,
 )
 from lit_gamma.recording.bill import Bill
@@ -105,6 +107,8 @@ def test_no_step_waits_for_the_device_until_the_flush(tmp_path, monkeypatch):
         WeightNorms(),
         TokenLoss(),
         TokenLossProfile(Schedule(every=1)),
+        Updates(Schedule(every=2)),
+        Gradients(Schedule(every=2)),
     ]
     for callback in callbacks:
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.families import FAMILIES, batch_of, token_loss
-from helpers.references import attention_weights, geometry, saturation, sink, watch_norms
+from helpers.references import attention_weights, cosine, geometry, saturation, sink, watch_norms
 from helpers.runs import ROOT
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -21,11 +21,13 @@ from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
     GammaInit,
+    Gradients,
     NormSaturation,
     Overhead,
     RunSummary,
     Schedule,
     TokenLoss,
+    Updates,
     WeightNorms,
 )
 
@@ -38,7 +40,7 @@ class Module(lightning.LightningModule):
     def __init__(self, family):
         super().__init__()
         self.family, self.model = family, family.build()
-        self.weights, self.batches = {}, {}
+        self.weights, self.batches, self.gradients = {}, {}, {}
 
     def training_step(self, batch, batch_idx):
         if self.training:  # and not on the probe batch
@@ -47,6 +49,10 @@ class Module(lightning.LightningModule):
         loss = token_loss(self.model, self.family.task, batch)
         return {"loss": loss.nanmean(), "losses": loss.detach()}
 
+    def on_before_optimizer_step(self, optimizer):
+        named = self.model.named_parameters()
+        self.gradients[self.global_step] = {name: p.grad.clone() for name, p in named}
+
     def on_train_end(self):
         self.weights[self.global_step] = copy.deepcopy(self.model.state_dict())
 
@@ -54,10 +60,10 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-def arrays(module: Module, step: int) -> list[tuple[str, np.ndarray]]:
+def arrays(module: Module, step: int, of: str = "weights") -> list[tuple[str, np.ndarray]]:
     """Role and float64 matrix of every weight at a step, taken apart by the family's reference."""
-    names = [name for name, _ in module.model.named_parameters()]
-    return module.family.unfused({n: module.weights[step][n].double().numpy() for n in names})
+    names, values = [name for name, _ in module.model.named_parameters()], getattr(module, of)[step]
+    return module.family.unfused({name: values[name].double().numpy() for name in names})
 
 
 def check_weights(tables, module: Module, step: int) -> None:
@@ -76,6 +82,29 @@ def check_weights(tables, module: Module, step: int) -> None:
             for column in row.keys() - index:
                 close = pytest.approx(reference[column], rel=3e-4, abs=1e-6, nan_ok=True)
                 assert row[column] == close, (row["matrix"], column)
+
+
+def check_updates_and_gradients(tables, module: Module) -> None:
+    """Of the last step: what made the last weights, and what it made of them."""
+    now, before, start, last = (arrays(module, step) for step in (STEPS, STEPS - 1, 0, STEPS - 2))
+    gradients = arrays(module, STEPS - 1, "gradients")
+    updates = tables["updates"].query(f"step == {STEPS}").to_dict("records")
+    rows = tables["gradients"].query(f"step == {STEPS - 1}").to_dict("records")
+    matrices = (tuple(w for _, w in of) for of in (now, before, start, last, gradients))
+    for update, row, w, old, first, older, g in zip(updates, rows, *matrices, strict=True):
+        expected = geometry(w - old, None)
+        close = {
+            "effective_rank": expected["effective_rank"],
+            "stable_rank_over_null": expected["stable_rank_over_null"],
+            "relative_norm": np.linalg.norm(w - old) / np.linalg.norm(old),
+            "cosine_with_last": cosine(w - old, old - older),
+            "distance": np.linalg.norm(w - first) / np.linalg.norm(first),
+        }
+        for name, value in close.items():
+            assert update[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (row["matrix"], name)
+        assert row["norm"] == pytest.approx(np.linalg.norm(g), rel=1e-4)
+        assert row["largest"] == pytest.approx(np.abs(g).max(), rel=1e-6)
+        assert row["cosine_with_update"] == pytest.approx(cosine(-g, w - old), abs=1e-5)
 
 
 def in_float64(module: Module, step: int) -> torch.nn.Module:
@@ -159,7 +188,8 @@ def recorded(module: Module, tmp_path, *callbacks):
         enable_checkpointing=False, logger=TensorBoardLogger(tmp_path, name=""),
         callbacks=[*callbacks, Condensation(Schedule(every=STEPS), heatmap_roles=()),
                    EffectiveRank(Schedule(every=STEPS), None), WeightNorms(),
-                   Overhead(Schedule(every=10)),
+                   Overhead(Schedule(every=10)), Updates(Schedule(every=STEPS)),
+                   Gradients(Schedule(every=STEPS - 1)),
                    TokenLoss(token_loss=lambda outputs, batch: outputs["losses"]), RunSummary()],
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
@@ -181,6 +211,7 @@ def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_
         if probes:
             check_attention(tables["attention_sink"], module, step)
             check_norms(tables["norm_saturation"], module, step)
+    check_updates_and_gradients(tables, module)
     for step in (0, STEPS - 1):
         check_token_loss(tables["token_loss"], module, step)
     assert set(init.audit.notes) <= {"not recognised, drawn by the rule"}
