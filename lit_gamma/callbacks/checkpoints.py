@@ -44,12 +44,19 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != trainer.max_steps:  # The last one follows all that is measured.
+        if trainer.global_step != trainer.max_steps:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.global_step == trainer.max_steps:
+            # The last one follows the last validation. It comes before the end of the record, where
+            # all is measured once more: a run that goes on has no end there.
+            super().on_train_batch_end(trainer, pl_module, {}, None, 0)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_batch_end(trainer, pl_module, {}, None, 0)
         if not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_last_checkpoint(trainer, candidates)
