@@ -147,7 +147,7 @@ def test_weights_alone_tell_what_their_class_does(family, tmp_path):
         assert torch.equal(weights.matrix(i, stored), expected.weight)
 
 
-class Kurtosis(WeightTrajectory):
+class FourthMoment(WeightTrajectory):
     def measure(self, weights):
         z = weights.weight / weights.weight.std((1, 2), keepdim=True)
         return {"kurtosis": (z**4).mean((1, 2))}
@@ -159,8 +159,8 @@ def test_shards_of_a_gpt_neox_in_half_precision_and_a_callback_of_ones_own(tmp_p
     for step, model in models.items():
         model.save_pretrained(tmp_path / f"pythia/step{step}", max_shard_size="8KB")
     assert len(list(tmp_path.glob("pythia/step0/*.safetensors"))) > 1
-    series.measure(str(tmp_path / "pythia"), tmp_path / "run", [Kurtosis()])
-    table = trajectory.load(tmp_path / "run")["kurtosis"]
+    series.measure(str(tmp_path / "pythia"), tmp_path / "run", [FourthMoment()])
+    table = trajectory.load(tmp_path / "run")["fourth_moment"]
     assert list(table["step"].unique()) == [0, 1000, 11000]
     for step, rows in table.groupby("step"):
         named = {"lm_head": "embed_out"}  # In files, as EleutherAI's are.
@@ -183,18 +183,18 @@ def test_a_broken_one_is_left_out_and_is_a_gap(tmp_path):
     file.write_bytes(file.read_bytes()[:-3])
     (tmp_path / "step3/model.safetensors").unlink()
     with pytest.warns(UserWarning, match="is left out") as said:
-        summary = series.measure(str(tmp_path), tmp_path / "run", [Kurtosis()])
+        summary = series.measure(str(tmp_path), tmp_path / "run", [FourthMoment()])
     assert [
         "step2/model.safetensors is no checkpoint that can" in str(w.message) for w in said
     ] == [
         True,
         False,
     ]
-    assert list(trajectory.load(tmp_path / "run")["kurtosis"]["step"]) == [1, 4]
-    assert summary["holes"] == {"kurtosis": [(2, 2), (3, 3)]}
+    assert list(trajectory.load(tmp_path / "run")["fourth_moment"]["step"]) == [1, 4]
+    assert summary["holes"] == {"fourth_moment": [(2, 2), (3, 3)]}
     save_file(layer(), tmp_path / "step0.safetensors")
     with pytest.warns(UserWarning, match="up to step 4; step 0 before it is left out"):
-        series.measure(str(tmp_path), tmp_path / "run", [Kurtosis()])
+        series.measure(str(tmp_path), tmp_path / "run", [FourthMoment()])
 
 
 def test_foreign_checkpoints_need_no_class_and_tied_weights_come_once(tmp_path):
@@ -220,7 +220,7 @@ def test_foreign_checkpoints_need_no_class_and_tied_weights_come_once(tmp_path):
 def test_what_is_no_series_is_refused_in_one_line(tmp_path, live, monkeypatch):
     def refused(said: str, *checkpoints: str, out: Path = tmp_path / "out") -> None:
         with pytest.raises(InputError, match=said) as error:
-            series.measure(checkpoints, out, [Kurtosis()])
+            series.measure(checkpoints, out, [FourthMoment()])
         assert "\n" not in str(error.value)
 
     (tmp_path / "empty").mkdir()
@@ -254,5 +254,5 @@ def test_what_is_no_series_is_refused_in_one_line(tmp_path, live, monkeypatch):
     refused("me/model@step7: the hub .* cannot be reached .*local folders", "me/model@step7")
     monkeypatch.setattr("lit_gamma.data.hub.constants.HF_HUB_OFFLINE", True)
     refused("me/model@step8: there is no such revision; .*lists", "me/model@step8")
-    series.measure("me/model@step7", tmp_path / "fetched", [Kurtosis()])
-    assert list(trajectory.load(tmp_path / "fetched")["kurtosis"]["step"]) == [7]
+    series.measure("me/model@step7", tmp_path / "fetched", [FourthMoment()])
+    assert list(trajectory.load(tmp_path / "fetched")["fourth_moment"]["step"]) == [7]
