@@ -227,9 +227,10 @@ def in_words(
         per_step: Name of a callback to its matrices per step.
     """
     over = f", over its budget of {overhead:.1%}" if used > 1.1 * overhead else ""
-    parts = [*_records_in_words(jobs), *_turns_in_words(per_step)]
+    parts = "; ".join((*_records_in_words(jobs), *_turns_in_words(per_step)))
     remedy = "; record less, or raise overhead" if over else ""
-    return f"recording will take about {used:.1%} of training{over}: {'; '.join(parts)}{remedy}"
+    told = f": {parts}" if parts else ""
+    return f"recording will take about {used:.1%} of training{over}{told}{remedy}"
 
 
 def _records_in_words(jobs: Sequence[Job]) -> Iterator[str]:
