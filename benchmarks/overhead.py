@@ -70,6 +70,7 @@ class Row:
 ROWS = {
     "anchor": Row(TransformerConfig(110, 9, 2, 1, 128, gate="none", position="learned"), 256),
     "6 layers d=256": Row(TransformerConfig(257, 128, 6, 4, 256), 64),
+    "12 layers d=512": Row(TransformerConfig(257, 128, 12, 8, 512), 64),
     # 64k tokens a step on a GPU, 1k on a CPU.
     "gpt2": Row(TransformerConfig(50304, 1024, 12, 12, 768, tie_embeddings=True), 64 if GPU else 1),
 }
@@ -232,6 +233,10 @@ VARIANTS = {
     "Lightning": fitted(),
     "defaults": fitted(
         Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile, Overhead, Overview
+    ),
+    # The same without a budget: nothing in turn, nothing left out.
+    "no limit": fitted(
+        Condensation, EffectiveRank, WeightNorms, TokenLoss, TokenLossProfile, Overview
     ),
     "token loss": fitted(TokenLoss, TokenLossProfile),
     "everything exact": fitted(
