@@ -123,7 +123,12 @@ def test_a_sweep_is_a_table_of_ordinary_runs_and_repeats_none(workspace, command
 
 def forked(command_line, *arguments: str) -> multiprocessing.Process:
     """The command in a process of its own, without the seconds that its imports take."""
-    process = multiprocessing.get_context("fork").Process(target=command_line, args=arguments)
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background ignores it.
+        command_line(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
 
