@@ -1,7 +1,7 @@
 """Draws cos² of the queries at every step of two runs, beside what the turns alone would show.
 
-python -m lit_gamma fit --config configs/anchor.yaml
-python -m lit_gamma fit --config configs/anchor.yaml --model.gamma 0.5
+python -m lit_gamma fit --config configs/anchor.yaml --overhead 0.1
+python -m lit_gamma fit --config configs/anchor.yaml --overhead 0.1 --model.gamma 0.5
 python benchmarks/every_step.py runs/anchor/gamma0.8-seed1 runs/anchor/gamma0.5-seed1
 """
 
@@ -36,10 +36,9 @@ def draw(axes: Axes, run: Path) -> None:
         between = np.interp(every.index, measured.index, measured)
         apart = (every[layer] / between - 1).abs()
         print(
-            f"{run.name}, layer {layer:.0f}: {len(measured)} turns; a line through them is off by"
+            f"{run.name}, layer {layer:.0f}: a line through {len(measured)} turns is off by "
+            f"{apart.max():.1%} at most, at step {apart.idxmax()}"
         )
-        print(f"  by {apart.median():.1%} at the median step, at most {apart.max():.0%}, at step")
-        print(f"  {apart.idxmax()}")
     axes.set(title=run.name, xlabel="optimizer step", xscale="symlog", yscale="log")
     axes.set_xlim(left=0)
     axes.legend(fontsize=8)
