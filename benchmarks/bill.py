@@ -18,6 +18,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 MODELS = {  # layers, heads, d_model; batch of 128 tokens each; steps
     "0.1M": (2, 2, 64, 16, 2000),
@@ -28,23 +31,23 @@ MODELS = {  # layers, heads, d_model; batch of 128 tokens each; steps
 }
 
 
-def cases(data: str) -> dict[str, tuple[list[str], float]]:
-    """Name of a row to its arguments and its budget."""
+def cases(data: str) -> dict[str, list[str]]:
+    """Name of a row to its arguments."""
     text = ["--config", "configs/text.yaml", "--data.data_files", data]
     found = {
-        "configs/anchor.yaml": (["--config", "configs/anchor.yaml"], 0.06),
-        "configs/text.yaml": (text, 0.05),
+        "configs/anchor.yaml": ["--config", "configs/anchor.yaml"],
+        "configs/text.yaml": text,
     }
     for name, (n_layers, n_heads, d_model, batch_size, steps) in MODELS.items():
         shape = {"n_layers": n_layers, "n_heads": n_heads, "d_model": d_model}
         arguments = [f"--model.transformer.{key}={value}" for key, value in shape.items()]
         arguments += [f"--data.batch_size={batch_size}", f"--trainer.max_steps={steps}"]
-        found[f"text, {name}, {steps} steps"] = ([*text, *arguments], 0.05)
+        found[f"text, {name}, {steps} steps"] = [*text, *arguments, "--overhead=0.05"]
     return found
 
 
-def bill(arguments: list[str]) -> tuple[dict[str, float], dict[str, object], str]:
-    """Share of each callback, the summary, and what the run said of its plan."""
+def bill(arguments: list[str]) -> tuple[dict[str, Any], float, str]:
+    """The summary of a run, its budget, and what it said of its plan."""
     with tempfile.TemporaryDirectory() as folder:
         where = f"--trainer.logger.init_args.save_dir={folder}"
         done = subprocess.run(
@@ -54,9 +57,9 @@ def bill(arguments: list[str]) -> tuple[dict[str, float], dict[str, object], str
         )  # fmt: skip
         (path,) = Path(folder).glob("*/*/summary.json")
         summary = json.loads(path.read_text())
-    shares = {name: cost["share_of_step"] for name, cost in summary["overhead"].items()}
+        budget = yaml.safe_load(path.with_name("config.yaml").read_text())["overhead"]
     planned = re.search(r"recording will take about ([\d.]+%)", done.stderr)
-    return shares, summary, planned[1] if planned else "none"
+    return summary, budget, planned[1] if planned else "none"
 
 
 def main() -> None:
@@ -66,12 +69,13 @@ def main() -> None:
     args = parser.parse_args()
     data = str(Path(args.data).absolute())
     print("| run | ms per step | budget | planned | paid | dearest |\n|---|---|---|---|---|---|")
-    for name, (arguments, budget) in cases(data).items():
+    for name, arguments in cases(data).items():
         if args.only not in name:
             continue
-        shares, summary, planned = bill(arguments)
+        summary, budget, planned = bill(arguments)
+        shares = {c: cost["share_of_step"] for c, cost in summary["overhead"].items()}
         dearest = sorted(shares, key=lambda c: -shares[c])[:3]
-        ms = 1e3 * float(summary["seconds"]) / float(summary["steps"])
+        ms = 1e3 * summary["seconds"] / summary["steps"]
         said = ", ".join(f"{c} {shares[c]:.1%}" for c in dearest)
         paid = f"{budget:.0%} | {planned} | {sum(shares.values()):.1%}"
         print(f"| {name} | {ms:.0f} | {paid} | {said} |", flush=True)
