@@ -12,7 +12,14 @@ from typing_extensions import override
 
 from lit_gamma.recording.current import index_of
 from lit_gamma.recording.gradients import GradientTrajectory
-from lit_gamma.recording.rows import Rows, add_over_ranks, grouped_rows, in_own_slot
+from lit_gamma.recording.rows import (
+    Rows,
+    add_over_ranks,
+    grouped_rows,
+    in_own_slot,
+    parts_held,
+    whole_matrices,
+)
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.recording.side_stream import side_stream
@@ -109,9 +116,7 @@ class Gradients(GradientTrajectory):
         self._names = trained(run.module)
         self._last, self._read = (-1, []), None
         if run.step > 0 and self._loaded:
-            whole, groups = self._loaded, self._rows()
-            held = [rows.part([whole[i] for i in rows.positions]) for rows in groups]
-            self._last = run.step - 1, [values.to(run.device) for values in held]
+            self._last = run.step - 1, parts_held(self._rows(), self._loaded, run.device)
         super().start(run)
 
     @override
@@ -174,10 +179,7 @@ class Gradients(GradientTrajectory):
         step, copies = self._last
         if not copies or step != self.run.step - 1:
             return super().state_dict()
-        whole: dict[int, Tensor] = {}
-        for rows, values in zip(self._rows(), copies, strict=True):
-            whole.update(zip(rows.positions, rows.whole(values), strict=True))
-        return {**super().state_dict(), "last": whole}
+        return {**super().state_dict(), "last": whole_matrices(self._rows(), copies)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

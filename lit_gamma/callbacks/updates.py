@@ -12,11 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma import metrics
+from lit_gamma.callbacks.effective_rank import ranks
 from lit_gamma.recording.callback import TrajectoryCallback
-from lit_gamma.recording.rows import Rows, add_over_ranks
+from lit_gamma.recording.rows import Rows, add_over_ranks, parts_held, whole_matrices
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.schedule import Schedule
-from lit_gamma.recording.side_stream import lend, side_stream
+from lit_gamma.recording.side_stream import side_stream
 from lit_gamma.recording.weights import TIERED, gaussian_nulls
 from lit_gamma.trajectory.table import Index, Quantity
 
@@ -117,9 +118,14 @@ class Updates(TrajectoryCallback):
         now = [rows.copy() for rows in groups]
         loaded = self._loaded if run.step > 0 else {}
         self._kept = {run.step: now}
-        self._start = now if run.step == 0 else _held(groups, loaded.get("start"), run.device)
+        if run.step == 0:
+            self._start = now
+        elif "start" in loaded:
+            self._start = parts_held(groups, loaded["start"], run.device)
+        else:
+            self._start = [torch.full_like(values, torch.nan) for values in now]
         if "previous" in loaded:
-            self._kept[run.step - 1] = _held(groups, loaded["previous"], run.device)
+            self._kept[run.step - 1] = parts_held(groups, loaded["previous"], run.device)
         super().start(run)
 
     @override
@@ -160,9 +166,7 @@ class Updates(TrajectoryCallback):
 
         return {
             "relative_norm": (of["update"] / of["before"]).sqrt(),
-            "effective_rank": metrics.effective_rank(s),
-            "participation_ratio": metrics.participation_ratio(s),
-            "stable_rank": metrics.stable_rank(s),
+            **ranks(s),
             "cosine_with_weight": cosine("update", "before"),
             "cosine_with_last": cosine("update", "last"),
             "distance": (of["far"] / of["start"]).sqrt(),
@@ -174,7 +178,7 @@ class Updates(TrajectoryCallback):
         kept = {"start": self._start} if self._start else {}
         if self._start and self.run.step - 1 in self._kept:
             kept["previous"] = self._kept[self.run.step - 1]
-        whole = {name: _whole(self.run.weights.rows(), held) for name, held in kept.items()}
+        whole = {name: whole_matrices(self.run.weights.rows(), held) for name, held in kept.items()}
         return {**super().state_dict(), **whole}
 
     @override
@@ -202,21 +206,3 @@ def _sums(
     stacks = zip(rows.stacks, rows.stacked(update.double()), strict=True)
     grams = [part.mT @ part if s.by_columns else part @ part.mT for s, part in stacks]
     return [totals, *grams]
-
-
-def _whole(groups: Sequence[Rows], held: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Position of each matrix to the whole of it, on the host."""
-    return {
-        i: matrix
-        for rows, values in zip(groups, held, strict=True)
-        for i, matrix in zip(rows.positions, rows.whole(values), strict=True)
-    }
-
-
-def _held(
-    groups: Sequence[Rows], whole: Mapping[int, Tensor] | None, device: torch.device
-) -> list[Tensor]:
-    """Undoes :func:`_whole`; NaN if there is nothing."""
-    if whole is None:
-        return [torch.full_like(rows.copy(), torch.nan) for rows in groups]
-    return [lend(rows.part([whole[i] for i in rows.positions]).to(device)) for rows in groups]

@@ -125,7 +125,7 @@ class WeightNorms(TrajectoryCallback):
             if self.file.last_step == run.step > 0:  # The checkpoint's weights are the ones before.
                 copy = rows.copy()
                 with side_stream(run.device):
-                    self._sums(rows, copy)
+                    self._previous[rows.positions] = copy, torch.linalg.vector_norm(copy, dim=1)
         super().start(run)
 
     @override

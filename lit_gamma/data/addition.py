@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lit_gamma.batch import IGNORED
-from lit_gamma.data.sampler import ResumableDataModule
+from lit_gamma.data.generated import GeneratedTask
 from lit_gamma.errors import InputError
 
 _VALIDATION_SEED = 0  # The same for every run, and so are the pairs kept from training.
@@ -42,7 +42,7 @@ class Sums(Dataset[dict[str, Tensor]]):
         return {"input_ids": tokens[:, :-1], "labels": labels}
 
 
-class Addition(ResumableDataModule):
+class Addition(GeneratedTask):
     """Sums a + b of two numbers with so many digits, generated; arXiv 2405.05409's addition.
 
     ``123+456=0579``, a token each. The pairs with both operands in a square are never trained on.
@@ -124,20 +124,6 @@ class Addition(ResumableDataModule):
         order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(self.seed))
         self.train_set = self._sums(rest[order[: self.n_train]])
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Batches of training pairs."""
-        order = self.shuffled_batches(self.n_train, self.batch_size, self.seed)
-        return DataLoader(self.train_set, sampler=order, batch_size=None)
-
-    def val_dataloader(self) -> dict[str, DataLoader[dict[str, Tensor]]]:
-        """The validation sets by name, each as one batch."""
-        return {
-            name: DataLoader(val_set, sampler=self.in_order(len(val_set)), batch_size=None)
-            for name, val_set in self.val_sets.items()
-        }
-
-    test_dataloader = val_dataloader
-
     def _sums(self, cells: Tensor) -> Sums:
         pairs = torch.stack([cells // 10**self.n_digits, cells % 10**self.n_digits], 1)
         return Sums(pairs, self.n_digits)
@@ -156,13 +142,8 @@ class Addition(ResumableDataModule):
             problem = f"n_digits must be 1 to 3, got {self.n_digits}"
         elif not 0 <= low <= high < 10**self.n_digits:
             problem = f"square {[low, high]} is no range of numbers of {self.n_digits} digits"
-        elif self.batch_size < 1 or self.n_val < 1 or self.n_train < self.batch_size:
-            problem = (
-                f"n_train {self.n_train} and n_val {self.n_val} do not fill "
-                f"one batch of batch_size {self.batch_size}"
-            )
         else:
-            problem = self._too_few()
+            problem = self.no_batch() or self._too_few()
         if problem:
             raise InputError(f"data (Addition): {problem}")
 

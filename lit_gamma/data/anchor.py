@@ -6,9 +6,9 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lit_gamma.data.sampler import ResumableDataModule
+from lit_gamma.data.generated import GeneratedTask
 from lit_gamma.errors import InputError
 
 _VALIDATION_SEED = 0  # The same for every run; held-out keys and pairs keep training apart.
@@ -40,7 +40,7 @@ class AnchorSequences(Dataset[dict[str, Tensor]]):
         return {"input_ids": input_ids, "labels": labels}
 
 
-class AnchorComposition(ResumableDataModule):
+class AnchorComposition(GeneratedTask):
     """Anchor functions of arXiv 2405.05409 and 2501.08537, generated.
 
     A sequence of uniform tokens holds, at a random position, a key x followed by two anchors. Each
@@ -169,20 +169,6 @@ class AnchorComposition(ResumableDataModule):
             "unseen": self._validation(self.held_out_pairs, False),
         }
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Batches of training sequences."""
-        order = self.shuffled_batches(self.n_train, self.batch_size, self.seed)
-        return DataLoader(self.train_set, sampler=order, batch_size=None)
-
-    def val_dataloader(self) -> dict[str, DataLoader[dict[str, Tensor]]]:
-        """The validation sets by name, each as one batch."""
-        return {
-            name: DataLoader(val_set, sampler=self.in_order(len(val_set)), batch_size=None)
-            for name, val_set in self.val_sets.items()
-        }
-
-    test_dataloader = val_dataloader
-
     def _validation(self, pairs: list[Pair], held_out_keys: bool) -> AnchorSequences:
         generator = torch.Generator().manual_seed(_VALIDATION_SEED)
         return self.sequences(self.n_val, pairs, held_out_keys, generator)
@@ -215,10 +201,7 @@ class AnchorComposition(ResumableDataModule):
             problem = "held_out_pairs must leave at least one pair on each side"
         elif low + (smallest := min(map(self.shift, self._pairs))) < 0:
             problem = f"answer {low + smallest} is no token; raise the start of token_range, {low}"
-        elif self.batch_size < 1 or self.n_val < 1 or self.n_train < self.batch_size:
-            problem = (
-                f"n_train {self.n_train} and n_val {self.n_val} do not fill "
-                f"one batch of batch_size {self.batch_size}"
-            )
+        else:
+            problem = self.no_batch()
         if problem:
             raise InputError(f"data (AnchorComposition): {problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -140,6 +140,26 @@ def grouped_rows(matrices: Sequence[NeuronMatrix]) -> Iterator[Rows]:
             stacks.append(Stack(positions, of_shape[0][2].shape[0], n > d_in or ranks is not None))
         all_positions, n_neurons, held_rows = zip(*members, strict=True)
         yield Rows(all_positions, n_neurons, stacks, held_rows, ranks)
+
+
+def whole_matrices(groups: Sequence[Rows], held: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Gathers rows held here, (rows, d_in) of each group, for a checkpoint; all ranks must.
+
+    Returns:
+        Position of each matrix to the whole of it, on the host.
+    """
+    return {
+        i: matrix
+        for rows, values in zip(groups, held, strict=True)
+        for i, matrix in zip(rows.positions, rows.whole(values), strict=True)
+    }
+
+
+def parts_held(
+    groups: Sequence[Rows], whole: Mapping[int, Tensor], device: torch.device
+) -> list[Tensor]:
+    """Undoes :func:`whole_matrices`, for measurements beside training."""
+    return [lend(rows.part([whole[i] for i in rows.positions]).to(device)) for rows in groups]
 
 
 def _held(weight: Tensor) -> tuple[Tensor, ProcessGroup | None]:
