@@ -41,6 +41,13 @@ class Checkpoints(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Until a step follows there is nothing to save: a resume that breaks replaces no checkpoint.
+        self._last_global_step_saved = checkpoint["global_step"]
+
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

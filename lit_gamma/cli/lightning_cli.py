@@ -165,7 +165,7 @@ class LitGammaCLI(LightningCLI):
         if isinstance(saved, Checkpoints) and saved.saved_step < said["steps"]:
             print(f"  not saved    the newest checkpoint is of step {saved.saved_step}")
         last = run_dir / "checkpoints" / "last.ckpt"
-        if said["status"] != "finished" and last.is_file():
+        if said["status"] != "finished" and last.exists():
             print(
                 f"  resume       python -m lit_gamma fit --config {run_dir / 'config.yaml'} "
                 f"--ckpt_path {last}"

@@ -99,12 +99,13 @@ def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:
     if ckpt_path is None:
         return None
     path = Path(ckpt_path).absolute()
-    its_own = path.name == "last.ckpt" and path.is_file() and path.parents[2] == root.absolute()
+    its_own = path.name == "last.ckpt" and path.exists() and path.parents[2] == root.absolute()
     return path if its_own else None
 
 
 def _go_on(trainer: RunTrainer, checkpoint: Path) -> None:
-    step: int = torch.load(checkpoint, mmap=True, weights_only=False)["global_step"]
+    rest = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # Of a sharded one.
+    step: int = torch.load(rest, mmap=True, weights_only=False)["global_step"]
     name = checkpoint.parents[1].name
     trainer.folder = _root(trainer) / name
     for logger in folder_loggers(trainer):

@@ -115,11 +115,7 @@ class TrajectoryCallback(Callback):
         return measured
 
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
-        """Names what the rows of one step are about: nothing, by default.
-
-        Returns:
-            The columns that tell the items apart, and their labels in TensorBoard.
-        """
+        """Columns that tell the rows of one step apart, and the rows' labels in TensorBoard."""
         return {}, []
 
     def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
@@ -287,6 +283,8 @@ class TrajectoryCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        if not hasattr(self, "run"):  # It ends before it has begun.
+            return
         try:
             if isinstance(exception, KeyboardInterrupt) and self.run.alone:
                 self.measure_if_due(last=True)

@@ -125,7 +125,7 @@ class SweepFolder:
         What began and left no checkpoint is removed, as the run takes its place.
         """
         at = self.where(run)
-        if at is not None and (last := at / "checkpoints" / "last.ckpt").is_file():
+        if at is not None and (last := at / "checkpoints" / "last.ckpt").exists():
             return [*run.arguments, f"--ckpt_path={last}"]
         unnamed = self.path / run.name
         for left in (at, unnamed if not self._content(unnamed / "config.yaml") else None):
@@ -175,4 +175,4 @@ def _has_ended(run: PlannedRun, at: Path | None) -> bool:
 
 def _progress(at: Path) -> tuple[int, bool]:
     """How far a run has come: its steps, if it has stopped, and whether it has a checkpoint."""
-    return summary_of(at).get("steps", 0), (at / "checkpoints" / "last.ckpt").is_file()
+    return summary_of(at).get("steps", 0), (at / "checkpoints" / "last.ckpt").exists()
