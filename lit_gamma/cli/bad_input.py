@@ -65,7 +65,7 @@ def refuse_no_checkpoint(path: str) -> None:
         path: A local file or folder, or what Lightning makes of ``last``, ``best`` and addresses.
 
     Raises:
-        InputError: It is missing, empty or damaged, or a folder without a sharded checkpoint.
+        InputError: It is missing, empty or damaged, or a folder without a whole sharded checkpoint.
     """
     if not path or "://" in path:
         return
@@ -74,7 +74,7 @@ def refuse_no_checkpoint(path: str) -> None:
         if path.endswith(".ckpt"):
             raise InputError(f"--ckpt_path {path} does not exist")
     elif file.is_dir():
-        if not any((file / name).exists() for name in (".metadata", "meta.pt")):
-            raise InputError(f"--ckpt_path {path} is a folder without a sharded checkpoint")
+        if not all((file / name).exists() for name in (".metadata", "meta.pt")):
+            raise InputError(f"--ckpt_path {path} is a folder without a whole sharded checkpoint")
     else:
         check_checkpoint(file)

@@ -24,6 +24,7 @@ import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data a
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
 from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
+from lit_gamma.cli.end_together import EndTogether
 from lit_gamma.cli.parser_messages import condensed, with_nearest_option
 from lit_gamma.cli.run_folder import RunTrainer, own_folder
 from lit_gamma.cli.terminal import wrapped
@@ -106,7 +107,8 @@ class LitGammaCLI(LightningCLI):
         bars = [c for c in callbacks if isinstance(c, ProgressBar)]
         if config["enable_progress_bar"] is not False and not bars:
             # First, so that it stands there while the others measure the start.
-            config["callbacks"] = [Progress(), *callbacks]
+            config["callbacks"] = callbacks = [Progress(), *callbacks]
+        config["callbacks"] = [*callbacks, EndTogether()]  # Last, when others have recorded the step.
         with in_one_line("trainer"):
             return super().instantiate_trainer(**kwargs)
 

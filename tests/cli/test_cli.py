@@ -274,7 +274,7 @@ BROKEN = "raise RuntimeError('oh')\n"
         (["--seed_everything=4294967296"], {}, r"seed_everything must lie in 0 .* 4294967296"),
         (["--ckpt_path=e.ckpt"], {"e.ckpt": ""}, r"e\.ckpt is no checkpoint .*: it is empty, cut"),
         (["--ckpt_path=e.ckpt"], {"e.ckpt": "PK not a zip"}, r"e\.ckpt is no checkpoint"),
-        (["--ckpt_path=configs"], {}, r"configs is a folder without a sharded checkpoint"),
+        (["--ckpt_path=configs"], {}, r"configs is a folder without a whole sharded checkpoint"),
         (
             [],
             {"callbacks/ends.py": "raise SystemExit(0)"},

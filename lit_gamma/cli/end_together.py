@@ -1,0 +1,50 @@
+"""Several processes that are told to end do so after the same step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
+
+
+class EndTogether(Callback):
+    """Ends all processes after the same step, once SIGINT or SIGTERM has reached any of them.
+
+    Each would end where it is otherwise, and wait for the others in what they never come to: the
+    last checkpoint. One process alone ends as Lightning has it.
+    """
+
+    def __init__(self) -> None:
+        self._told = self._step = 0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._told, self._step = 0, trainer.global_step
+        if _are_several():  # Lightning puts back at its end what was there before it.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._tell)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step or not _are_several():
+            return
+        self._step = trainer.global_step
+        told = torch.tensor(self._told, device=trainer.strategy.root_device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        if number := int(told):
+            raise KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self._told = self._told or number
+
+
+def _are_several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
