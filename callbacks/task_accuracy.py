@@ -21,8 +21,8 @@ from lit_gamma.trained.evaluation import metrics
 class TaskAccuracy(TrajectoryCallback):
     """Records the metrics of lm-eval's tasks, see ``lit_gamma.trained.evaluate``.
 
-    Needs ``pip install "lit-gamma[eval]"``, a :class:`LanguageModel` that is not sharded, and data
-    with a tokenizer. Logged as ``1_task_accuracy/<task>_<metric>``, a column each.
+    Needs ``pip install "lit-gamma[eval]"``, a :class:`LanguageModel`, and data with a tokenizer.
+    Logged as ``1_task_accuracy/<task>_<metric>``, a column each.
 
     Args:
         tasks: The names of the tasks.

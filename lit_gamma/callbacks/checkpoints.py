@@ -44,7 +44,7 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Until a step follows there is nothing to save: a resume that breaks replaces no checkpoint.
+        # Until a step follows there is nothing to save: a resume that breaks replaces nothing.
         self._last_global_step_saved = checkpoint["global_step"]
 
     @override

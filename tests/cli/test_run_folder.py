@@ -167,3 +167,14 @@ def test_overfitting_sees_the_same_batches_again(workspace, command_line):
     losses = trajectory.load(RUN)["token_loss"]["mean"]
     assert losses.iloc[0] > 4.5
     assert losses.iloc[-1] < 1
+
+
+def test_a_resume_that_is_refused_replaces_no_checkpoint(workspace, command_line, capsys):
+    command_line("fit", *TINY, "--trainer.max_steps=5")
+    run = Path("runs/anchor/gamma0.8-seed1")
+    saved = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    again = [f"--ckpt_path={run / 'checkpoints/last.ckpt'}", "--trainer.max_steps=9"]
+    with pytest.raises(SystemExit, match="cannot go on in batches of 24"):
+        command_line("fit", *TINY, *again, "--data.batch_size=24")
+    assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == saved
+    assert "is lost" not in capsys.readouterr().err
