@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_gamma.batch import IGNORED
 from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
+from lit_gamma.model.muon import optimizer_of
 from lit_gamma.model.optimizer import LRAndWeightDecay, OptimizerConfig
 from lit_gamma.model.pretrained import start_from_
 from lit_gamma.model.transformer import Transformer, TransformerConfig
@@ -166,7 +167,7 @@ class LanguageModel(LightningModule):
         if all(pairs.get("init_from", [None])):
             del pairs["init_from"]  # The folder may have moved.
         theirs, ours = trained_with.get("optimizer", {}), self.hparams["optimizer"]
-        kept = (name for name in ("lr", "weight_decay", "betas") if name in theirs)
+        kept = (name for name in ("name", "lr", "weight_decay", "betas") if name in theirs)
         pairs |= {f"optimizer.{name}": (theirs[name], ours[name]) for name in kept}
         for name, (before, now) in pairs.items():
             if _listed(before) != _listed(now):
@@ -231,16 +232,10 @@ class LanguageModel(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, weight decay on matrices only, the schedules stepped per optimizer step."""
+        """AdamW or Muon, weight decay on matrices only, the schedules stepped at every step."""
         config = self.optimizer_config
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        decay = {"weight_decay": config.weight_decay, "peak_weight_decay": config.weight_decay}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim >= 2], **decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
         fused = self.trainer.precision != "16-mixed"  # Its gradient scaler rules clipping out then.
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        optimizer = optimizer_of(self, config, fused)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise InputError(

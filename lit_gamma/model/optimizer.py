@@ -14,11 +14,12 @@ from typing_extensions import override
 from lit_gamma.errors import InputError
 
 Schedule = Literal["cosine", "wsd"]
+Name = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a decay to the end of training.
+    """AdamW, or Muon, with linear warm-up and a decay to the end of training.
 
     Attributes:
         lr: Peak learning rate.
@@ -32,6 +33,7 @@ class OptimizerConfig:
         weight_decay_window: Start and end, as shares of all steps, of the part of training that
             has ``weight_decay`` (arXiv 2605.04396); all of it if None.
         weight_decay_outside: Weight decay before and after that window.
+        name: ``adamw``, or ``muon`` for the matrices of the blocks and AdamW for the rest.
     """
 
     lr: float = 1e-3
@@ -43,6 +45,7 @@ class OptimizerConfig:
     decay_fraction: float = 0.2
     weight_decay_window: tuple[float, float] | None = None
     weight_decay_outside: float = 0.0
+    name: Name = "adamw"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -70,6 +73,8 @@ class OptimizerConfig:
             raise InputError(
                 f"optimizer.final_lr_ratio must not be negative, got {self.final_lr_ratio}"
             )
+        if self.name not in get_args(Name):
+            raise InputError(f"optimizer.name must be adamw or muon, got {self.name!r}")
         if self.schedule not in get_args(Schedule):
             known = ", ".join(get_args(Schedule))
             raise InputError(f"optimizer.schedule must be one of {known}, got {self.schedule!r}")
@@ -99,7 +104,7 @@ class OptimizerConfig:
 
 
 class LRAndWeightDecay(LambdaLR):
-    """Sets the learning rate of all groups, and the weight decay of the first, for the next step.
+    """Sets the learning rate of all groups, and the weight decay of matrices, for the next step.
 
     Args:
         optimizer: The optimizer.
@@ -119,7 +124,9 @@ class LRAndWeightDecay(LambdaLR):
     @override
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
-        self.optimizer.param_groups[0]["weight_decay"] = self._weight_decay(self.last_epoch)
+        for group in self.optimizer.param_groups:
+            if "peak_weight_decay" in group:
+                group["weight_decay"] = self._weight_decay(self.last_epoch)
 
     @override
     def state_dict(self) -> dict[str, Any]:
