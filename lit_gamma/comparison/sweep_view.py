@@ -58,12 +58,24 @@ def views(sweep: SweepRuns) -> list[MeasureView]:
 def critical_table(found: list[MeasureView]) -> pd.DataFrame:
     """The critical γ of all measures."""
     rows = [{"measure": view.measure, **row} for view in found for row in view.critical]
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def cell_table(found: list[MeasureView]) -> pd.DataFrame:
     """The cells of all measures."""
-    return pd.concat([view.cells for view in found], ignore_index=True)
+    table: pd.DataFrame = pd.concat([view.cells for view in found], ignore_index=True)
+    return table
+
+
+def edge(row: dict[str, Any], name: str) -> str:
+    """An end of the window in words; – where it lies outside of the grid."""
+    value, low, high = (float(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
+    if math.isinf(value):
+        return "–"
+    ends = ", ".join(number(end, 2) for end in (low, high))
+    after, before = (number(row[f"{name}_{side}"], 2) for side in ("after", "before"))
+    return f"{number(value, 2)} [{ends}], between {after} and {before}"
 
 
 def _view(sweep: SweepRuns, measure: str) -> MeasureView:
@@ -89,7 +101,7 @@ def _view(sweep: SweepRuns, measure: str) -> MeasureView:
 def _lines(of: Cells) -> list[tuple[str, Cells]]:
     """The curves over γ: one for each combination of the other keys; cells without γ are none."""
     drawn = of.of(np.flatnonzero(of.at[GAMMA].notna()).tolist())
-    others = [key for key in of.at if key != GAMMA]
+    others = [str(key) for key in of.at if key != GAMMA]
     if not others:
         return [("", drawn)]
     groups = drawn.at.groupby(others, sort=False, dropna=False).indices
@@ -133,7 +145,7 @@ def _maps(keys: list[str], by_view: dict[str, Cells]) -> Iterator[Chart]:
             continue
         view = FIXED if key == RATE or BEST not in by_view else BEST
         of = by_view[view]
-        rest = [other for other in of.at if other not in (GAMMA, key)]
+        rest = [str(other) for other in of.at if other not in (GAMMA, key)]
         groups = of.at.groupby(rest, sort=False, dropna=False).indices if rest else {(): None}
         for at, places in groups.items():
             shown = of if places is None else of.of(list(places))
@@ -144,7 +156,10 @@ def _maps(keys: list[str], by_view: dict[str, Cells]) -> Iterator[Chart]:
 
 def _map(of: Cells, key: str) -> Any:
     across, up = (list(dict.fromkeys(map(_said, of.at[k]))) for k in (GAMMA, key))
-    place = {(_said(u), _said(g)): i for i, (g, u) in enumerate(zip(of.at[GAMMA], of.at[key]))}
+    place = {
+        (_said(u), _said(g)): i
+        for i, (g, u) in enumerate(zip(of.at[GAMMA], of.at[key], strict=True))
+    }
     tiles = [[_tile(of, place.get((u, g)), f"γ {g}, {short(key)} {u}") for g in across] for u in up]
     return heat_map(tiles, ("γ", across), (short(key), up))
 
@@ -153,7 +168,7 @@ def _tile(of: Cells, i: int | None, where: str) -> Tile:
     if i is None or not of.n_runs[i]:
         return Tile(math.nan, f"{where}: no run that ended")
     spread = "" if math.isnan(of.low[i]) else f" [{number(of.low[i])}, {number(of.high[i])}]"
-    n = of.n_runs[i]
+    n = int(of.n_runs[i])
     return Tile(of.value[i], f"{where}: {number(of.value[i])}{spread}, {n} seed{'s' * (n > 1)}")
 
 
@@ -199,6 +214,7 @@ def _mark(row: dict[str, Any], edge: str) -> Span:
 
 
 def _as_table(view: str, of: Cells, measure: str) -> pd.DataFrame:
-    return of.at.assign(
+    table: pd.DataFrame = of.at.assign(
         measure=measure, view=view, n_runs=of.n_runs, value=of.value, low=of.low, high=of.high
     )
+    return table
