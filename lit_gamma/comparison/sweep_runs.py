@@ -55,8 +55,8 @@ class SweepRuns:
     def absent(self) -> dict[str, list[str]]:
         """What became of the other runs (missing, unfinished, failed), and their names."""
         others = self.table.drop(self.ended.index)
-        kind = others["status"].astype(str).str.partition(":")[0]
-        return {str(k): list(of["run"]) for k, of in others.groupby(kind, sort=False)}
+        kind = [str(status).partition(":")[0] for status in others["status"]]
+        return {str(k): list(of["run"]) for k, of in others.groupby(np.array(kind, object), sort=False)}
 
 
 @dataclass(frozen=True)
