@@ -52,7 +52,7 @@ def render(
     ]
     of_sweep = [chart for view in (sweep[1] if sweep else []) for chart in view.charts]
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             runs=side_by_side.runs,
@@ -78,7 +78,7 @@ def render(
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Where the templates are, and what they may call."""
     environment = Environment(
         loader=PackageLoader("lit_gamma.comparison", "."),
@@ -145,6 +145,6 @@ def _metrics(side_by_side: Runs) -> dict[str, dict[str, list[Any]]]:
     found: dict[str, dict[str, list[Any]]] = {}
     for key in dict.fromkeys(key for of_run in flats for key in of_run):
         first, _, rest = key.partition(".")
-        if rest and first not in ("phases", "findings"):
+        if rest and first not in ("phases", "findings", "validations"):
             found.setdefault(first, {})[rest] = [of_run.get(key) for of_run in flats]
     return found

@@ -56,7 +56,9 @@ class SweepRuns:
         """What became of the other runs (missing, unfinished, failed), and their names."""
         others = self.table.drop(self.ended.index)
         kind = [str(status).partition(":")[0] for status in others["status"]]
-        return {str(k): list(of["run"]) for k, of in others.groupby(np.array(kind, object), sort=False)}
+        return {
+            str(k): list(of["run"]) for k, of in others.groupby(np.array(kind, object), sort=False)
+        }
 
 
 @dataclass(frozen=True)

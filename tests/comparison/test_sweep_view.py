@@ -89,8 +89,8 @@ def test_flatness_is_rare_by_chance_at_the_rate_it_states():
 
 def test_a_diverged_run_is_as_bad_as_can_be_and_never_the_best(tmp_path):
     at = [((GAMMA, g),) for g in (0.1, 0.5, 0.7, 0.9)]
-    values = {(a, s): {LOSS: loss + s / 99} for a, loss in zip(at, (0.0, 1.0, 2.0, 2.1), strict=True)
-              for s in range(3)}  # fmt: skip
+    losses = dict(zip(at, (0.0, 1.0, 2.0, 2.1), strict=True))
+    values = {(a, s): {LOSS: loss + s / 99} for a, loss in losses.items() for s in range(3)}
     values[at[0], 0] = {LOSS: "nan"}
     sweep = swept(tmp_path, values, {(at[0], 0): "diverged at step 4"})
     of = cells(sweep.ended, sweep.table[sweep.keys], LOSS)
