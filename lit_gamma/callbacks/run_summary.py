@@ -24,11 +24,11 @@ class RunSummary(Callback):
     ``interrupted``, ``terminated`` or the error), optimizer steps, seconds of training (all parts
     of a resumed run), the validation metrics by name as last measured, ``measured_at``, the step of
     that, the ``validations`` by their steps, what each trajectory callback cost (host time per
-    step, and as a share of a step without them) with the number of matrices that took turns at each step, ``holes``, the steps that could
-    not be written, if any, ``findings``, what a callback says of its record, per role the step and
-    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
-    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest
-    ``in_words``.
+    step, and as a share of a step without them) with the number of matrices that took turns at each
+    step, ``holes``, the steps that could not be written, if any, ``findings``, what a callback says
+    of its record, per role the step and value of the strongest condensation and of the lowest
+    effective rank, both ÷ null, and the ``phases``, see :func:`lit_gamma.trajectory.phases` (null:
+    none, or an open end), the strongest ``in_words``.
     TensorBoard has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
     the validation metrics have names: from the start, if the trainer checks validation first.

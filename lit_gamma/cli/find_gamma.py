@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import warnings
 from argparse import ArgumentParser
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from typing_extensions import override
 
@@ -34,6 +38,16 @@ class Examination(LitGammaCLI):
     def subcommands() -> dict[str, set[str]]:
         """``doctor`` alone."""
         return {"doctor": {"model", "datamodule"}}
+
+    @override
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
+    @override
+    def _set_seed(self) -> None:
+        torch.manual_seed(self._get(self.config, "seed_everything"))
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -106,6 +120,8 @@ def _examined(shared: list[str], gammas: list[str]) -> tuple[list[str], Lightnin
     for gamma in gammas:
         reason = ""
         try:
+            # Not once for every γ: which devices there are.
+            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
             seen = command_line(Examination, ["doctor", *shared, f"--{GAMMA}={gamma}"])
             assert isinstance(seen, Examination)
             data = seen.datamodule
