@@ -105,7 +105,7 @@ def gammas_of(written: str) -> list[str]:
         fits = False
     if not fits:
         raise InputError(f"--range {written}: give LOW,HIGH or LOW,HIGH,STEP, as 0.4,1.2,0.1")
-    return [str(low + i * step) for i in range(n)]
+    return [format((low + i * step).normalize(), "f") for i in range(n)]
 
 
 def _shortened(steps: int | None) -> list[str]:
