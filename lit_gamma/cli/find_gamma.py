@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import warnings
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lit_gamma.cli.sweep.command import carry_out
 from lit_gamma.cli.sweep.folder import SweepFolder
 from lit_gamma.cli.sweep.grid import axes
 from lit_gamma.cli.sweep.plan import FitConfigs, plan
+from lit_gamma.cli.sweep.planned import Config
 from lit_gamma.cli.terminal import wrapped
 from lit_gamma.comparison.gamma_page import write_choice
 from lit_gamma.comparison.sweep_runs import GAMMA, RATE, load_sweep
@@ -64,20 +65,12 @@ def find_gamma(arguments: list[str]) -> None:
         InputError: Something asked for cannot be; nothing was started then. Or a run failed.
     """
     asked, rest = _parser().parse_known_args(arguments)
-    if not asked.config:
-        raise InputError("find-gamma needs a config: --config configs/anchor.yaml")
-    for name in ("jobs", "seeds", "steps"):
-        value = getattr(asked, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
-    gammas = gammas_of(asked.range)
-    rates = axes(asked.grid) if asked.grid else {}
-    if other := [key for key in rates if key != RATE]:
-        raise InputError(f"--grid {other[0]}: find-gamma varies γ and {RATE}; sweep varies others")
+    gammas, rates = _checked(asked)
     out = asked.out or Path("runs", f"{Path(asked.config[-1]).stem}-find-gamma")
     shared = [*(f"--config={path}" for path in asked.config), *_shortened(asked.steps), *rest]
     fits = command_line(FitConfigs, ["fit", *shared])
     assert isinstance(fits, FitConfigs)
+    _refuse_warm_up_alone(fits.base, asked.steps)
     fits.check()
     tried, data = _examined(shared, gammas)
     folder = SweepFolder(out, plan(fits, shared, {GAMMA: tried, **rates}, asked.seeds, out))
@@ -89,6 +82,29 @@ def find_gamma(arguments: list[str]) -> None:
     names = [getattr(data, name, None) for name in ("validation_loss", "reasoning_measure")]
     path, said = write_choice(load_sweep(out), *names)
     print("", *(wrapped(f"  {line}", sys.stdout) for line in said), f"wrote {path}", sep="\n")
+
+
+def _checked(asked: Namespace) -> tuple[list[str], dict[str, list[str]]]:
+    """The γ and the learning rates that are asked for."""
+    if not asked.config:
+        raise InputError("find-gamma needs a config: --config configs/anchor.yaml")
+    for name in ("jobs", "seeds", "steps"):
+        value = getattr(asked, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+    rates = axes(asked.grid) if asked.grid else {}
+    if other := [key for key in rates if key != RATE]:
+        raise InputError(f"--grid {other[0]}: find-gamma varies γ and {RATE}; sweep varies others")
+    return gammas_of(asked.range), rates
+
+
+def _refuse_warm_up_alone(config: Config, steps: int | None) -> None:
+    warm_up = config["model"]["optimizer"]["warmup_steps"]
+    if steps is not None and steps <= warm_up:
+        raise InputError(
+            f"--steps {steps} ends within the warm-up of {warm_up} steps: give more steps, or "
+            "--model.optimizer.warmup_steps"
+        )
 
 
 def gammas_of(written: str) -> list[str]:

@@ -11,7 +11,7 @@ from helpers.runs import ROOT, TINY
 
 from lit_gamma.cli.find_gamma import gammas_of
 
-FIND = ["find-gamma", *TINY, "--steps=20", "--out=runs/f"]
+FIND = ["find-gamma", *TINY, "--steps=20", "--model.optimizer.warmup_steps=2", "--out=runs/f"]
 
 
 def test_a_range_is_read_as_it_is_written():
@@ -29,6 +29,7 @@ def test_a_range_is_read_as_it_is_written():
         (["--steps=-3"], "--steps must be at least 1, got -3"),
         (["--grid=model.optimizer.weight_decay=0,1"], "find-gamma varies γ and model.optimizer.lr"),
         (["--range=0.5,1,0.5", "--model.transformer.norm_eps=1"], "lets 0 of 2 γ pass"),
+        (["--steps=2"], "--steps 2 ends within the warm-up of 2 steps"),
         (["--model.gama=1"], "gama"),
     ],
 )
