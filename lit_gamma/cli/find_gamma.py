@@ -72,15 +72,15 @@ def find_gamma(arguments: list[str]) -> None:
     assert isinstance(fits, FitConfigs)
     _refuse_warm_up_alone(fits.base, asked.steps)
     fits.check()
-    tried, data = _examined(shared, gammas)
+    tried, left_out, data = _examined(shared, gammas)
     folder = SweepFolder(out, plan(fits, shared, {GAMMA: tried, **rates}, asked.seeds, out))
     folder.refuse_another(fits.base)
     with folder.held(fits.base):
         carry_out(folder, asked.jobs, None, f"{PROGRAM} {shlex.join(arguments)}")
     if folder.failures:
         raise InputError(f"{len(folder.failures)} runs failed: {', '.join(folder.failures)}")
-    names = [getattr(data, name, None) for name in ("validation_loss", "reasoning_measure")]
-    path, said = write_choice(load_sweep(out), *names)
+    loss, reasoning = (getattr(data, n, None) for n in ("validation_loss", "reasoning_measure"))
+    path, said = write_choice(load_sweep(out), loss, reasoning, left_out)
     print("", *(wrapped(f"  {line}", sys.stdout) for line in said), f"wrote {path}", sep="\n")
 
 
@@ -130,9 +130,11 @@ def _shortened(steps: int | None) -> list[str]:
     return [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={max(1, steps // 10)}"]
 
 
-def _examined(shared: list[str], gammas: list[str]) -> tuple[list[str], LightningDataModule]:
-    """The γ that the doctor lets pass, and the data; says why others are not tried."""
-    passed, data = [], None
+def _examined(
+    shared: list[str], gammas: list[str]
+) -> tuple[list[str], list[str], LightningDataModule]:
+    """The γ that the doctor lets pass, why others are not tried, and the data."""
+    passed, left_out, data = [], [], None
     for gamma in gammas:
         reason = ""
         try:
@@ -145,12 +147,13 @@ def _examined(shared: list[str], gammas: list[str]) -> tuple[list[str], Lightnin
         except InputError as error:
             reason = str(error)
         if reason:
-            print(wrapped(f"γ {gamma} is not tried: {reason}", sys.stderr), file=sys.stderr)
+            left_out.append(f"γ {gamma} is not tried: {reason}")
+            print(wrapped(left_out[-1], sys.stderr), file=sys.stderr)
         else:
             passed.append(gamma)
     if len(passed) < 2 or data is None:
         raise InputError(f"the doctor lets {len(passed)} of {len(gammas)} γ pass; two are needed")
-    return passed, data
+    return passed, left_out, data
 
 
 def _bars(diagnosis: Diagnosis) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from lit_gamma.files import replacing
 
 
 def write_choice(
-    sweep: SweepRuns, loss: str | None, reasoning: str | None
+    sweep: SweepRuns, loss: str | None, reasoning: str | None, left_out: Sequence[str] = ()
 ) -> tuple[Path, list[str]]:
     """Writes ``find-gamma.html`` into the sweep's folder.
 
@@ -26,6 +26,7 @@ def write_choice(
         sweep: Runs over γ, and over learning rates if asked.
         loss: The validation loss; None for the mean over all sets.
         reasoning: The measure of reasoning; None if there is none.
+        left_out: Which γ were not tried, and why.
 
     Returns:
         The page, and what it says in words.
@@ -37,7 +38,7 @@ def write_choice(
         judged.append(judge(sweep, reasoning)[0])
     losses = [loss] if loss else [m for m in sweep.measures if lower_is_better(m) and m != LOSS]
     behind = gaps(sweep, runs, by_loss.window.best, losses)
-    said = in_words(judged, behind)
+    said = [*in_words(judged, behind), *(f"{reason}." for reason in left_out)]
     charts = [*(_over_gamma(of) for of in judged), *_trend(behind, by_loss.window.best)]
     path = Path(sweep.folder, "find-gamma.html")
     n_lines = max(len(chart.keys) for chart in charts) + 1

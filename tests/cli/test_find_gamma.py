@@ -58,5 +58,6 @@ def test_gammas_are_examined_tried_and_shown(workspace, command_line, monkeypatc
     assert list(summary["validations"]) == ["10", "20"]  # What the user says goes.
     assert summary["validations"]["20"] == summary["metrics"]
     page = Path("runs/f/find-gamma.html").read_text()
+    assert "γ 1.1 is not tried" in page
     assert page.count("<figure>") == 2 + ("nats behind" in page)
     assert not re.search(r"https?:|url\(|\bsrc=", page)
