@@ -23,6 +23,9 @@ LOSS = "val/loss"
 LEAST = 0.01
 """What may be lost at least, in nats or as a share: less is not told apart."""
 
+CLOSED = 0.97
+"""A γ is catching up if its gap has come down to that share of its widest at most."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -135,7 +138,7 @@ def in_words(judged: list[Judged], behind: Mapping[float, pd.DataFrame]) -> list
 
 
 def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
-    """Whether a larger γ catches up: its gap in every seed smaller now than half way."""
+    """Whether a larger γ catches up: its gap in every seed below its widest."""
     best = loss.window.best
     if best == loss.line.at[GAMMA].max():
         return f"The largest γ tried, {best:g}, has the lowest loss: a larger one may be lower yet."
@@ -144,7 +147,7 @@ def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
     catching = list(_catching_up(behind))
     if not catching:
         return (
-            "No larger γ was catching up in every seed over the second half of these runs; smaller "
+            "No larger γ was catching up in every seed by the end of these runs; smaller "
             "initialization learns later, so longer runs may still tell otherwise."
         )
     return f"Longer runs may prefer a larger γ: {'; '.join(catching)}, in every seed."
@@ -152,11 +155,11 @@ def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
 
 def _catching_up(behind: Mapping[float, pd.DataFrame]) -> Iterator[str]:
     for gamma, table in behind.items():
-        half = table.index[np.abs(table.index - table.index[-1] / 2).argmin()]
-        before, now = table.loc[half], table.iloc[-1]
-        if (now > 0).all() and (now < before).all():
+        widest = table.mean(axis=1).idxmax()
+        before, now = table.loc[widest], table.iloc[-1]
+        if (now > 0).all() and (now < CLOSED * before).all():
             yield (
-                f"γ {gamma:g} was {number(before.mean())} nats behind at step {half:,} and "
+                f"γ {gamma:g} was {number(before.mean())} nats behind at step {widest:,} and "
                 f"{number(now.mean())} at step {table.index[-1]:,}"
             )
 
