@@ -155,7 +155,7 @@ def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
 
 def _catching_up(behind: Mapping[float, pd.DataFrame]) -> Iterator[str]:
     for gamma, table in behind.items():
-        widest = int(table.index[table.mean(axis=1).to_numpy().argmax()])
+        widest = int(table.index[int(table.mean(axis=1).to_numpy(float).argmax())])
         before, now = table.loc[widest], table.iloc[-1]
         if (now > 0).all() and (now < CLOSED * before).all():
             yield (
