@@ -23,12 +23,12 @@ class RunSummary(Callback):
     It holds gamma, init_std or init_from, seed, status (``finished``, ``diverged at step N``,
     ``interrupted``, ``terminated`` or the error), optimizer steps, seconds of training (all parts
     of a resumed run), the validation metrics by name as last measured, ``measured_at``, the step of
-    that, what each trajectory callback cost (host time per step, and as a share of a step without
-    them) with the number of matrices that took turns at each step, ``holes``, the steps that could
-    not be written, if any, ``findings``, what a callback says of its record, per role the step and
-    value of the strongest condensation and of the lowest effective rank, both ÷ null, and the
-    ``phases``, see :func:`lit_gamma.trajectory.phases` (null: none, or an open end), the strongest
-    ``in_words``.
+    that, the ``validations`` by their steps, what each trajectory callback cost (host time per
+    step, and as a share of a step without them) with the number of matrices that took turns at each
+    step, ``holes``, the steps that could not be written, if any, ``findings``, what a callback says
+    of its record, per role the step and value of the strongest condensation and of the lowest
+    effective rank, both ÷ null, and the ``phases``, see :func:`lit_gamma.trajectory.phases` (null:
+    none, or an open end), the strongest ``in_words``.
     TensorBoard has these as Text.
     TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
     the validation metrics have names: from the start, if the trainer checks validation first.
@@ -54,6 +54,7 @@ class RunSummary(Callback):
         self._session_end: Any = None
         self._measured: dict[str, float] = {}
         self._measured_at: int | None = None
+        self._validations: dict[int, dict[str, float]] = {}
         self._validation_of: int | None = None
 
     @override
@@ -76,6 +77,7 @@ class RunSummary(Callback):
         self._metrics = [name for name in measured if not name.endswith("perplexity")]
         if self._run is not None and not trainer.sanity_checking:
             self._measured, self._measured_at = measured, trainer.global_step
+            self._validations[trainer.global_step] = measured
             self._enter(trainer)
 
     @override
@@ -103,6 +105,7 @@ class RunSummary(Callback):
             "seconds": self._earlier_seconds + self._seconds(),
             "measured": self._measured,
             "measured_at": self._measured_at,
+            "validations": self._validations,
             "validation_of": self._validation_of,
         }
 
@@ -111,6 +114,7 @@ class RunSummary(Callback):
         self._earlier_seconds = state_dict["seconds"]
         self._measured = state_dict.get("measured", {})
         self._measured_at = state_dict.get("measured_at")
+        self._validations = state_dict.get("validations", {})
         self._validation_of = state_dict.get("validation_of")
 
     def _seconds(self) -> float:
@@ -142,6 +146,7 @@ class RunSummary(Callback):
         run.step = trainer.global_step
         bill, whole = bill_of(run), self._earlier_seconds + run.seconds
         self.summary = summarize(run, status, whole, bill, self._measured, self._measured_at)
+        self.summary["validations"] = self._validations
         self.folder = run.folder
         write_summary(run, self.summary)
         self._enter(trainer)

@@ -29,7 +29,7 @@ from lit_gamma.cli.parser_messages import condensed, with_nearest_option
 from lit_gamma.cli.run_folder import RunTrainer, own_folder
 from lit_gamma.cli.terminal import wrapped
 from lit_gamma.cli.viewers import viewers
-from lit_gamma.doctor.diagnosis import diagnose
+from lit_gamma.doctor.diagnosis import Diagnosis, diagnose
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
 from lit_gamma.recording.summary import bill_in_words, in_lines
@@ -40,16 +40,21 @@ class DoctorTrainer(RunTrainer):
 
     def doctor(self, model: LanguageModel, datamodule: LightningDataModule) -> None:
         """Examine a config before training; exits with 2 if there is a warning."""
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        diagnosis = diagnose(
-            model,
-            next(iter(datamodule.train_dataloader())),
-            model.init_audit,
-            model.optimizer_config.weight_decay,
-        )
+        diagnosis = examine(model, datamodule)
         print(wrapped(str(diagnosis), sys.stdout))
         sys.exit(diagnosis.exit_code)
+
+
+def examine(model: LanguageModel, datamodule: LightningDataModule) -> Diagnosis:
+    """What the doctor makes of a config's model and data."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return diagnose(
+        model,
+        next(iter(datamodule.train_dataloader())),
+        model.init_audit,
+        model.optimizer_config.weight_decay,
+    )
 
 
 class LitGammaCLI(LightningCLI):

@@ -8,25 +8,35 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lit_gamma.comparison.report import write_report
-from lit_gamma.comparison.sweep_table import runs_of
+from lit_gamma.comparison.sweep_runs import SweepRuns, load_sweep
+from lit_gamma.comparison.sweep_table import TABLE, runs_of
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.token_classes import TokenClasses
 
 
-def report(runs: list[str], out: str | None = None, classes: TokenClasses = TokenClasses()) -> None:
+def report(
+    runs: list[str],
+    out: str | None = None,
+    classes: TokenClasses = TokenClasses(),
+    sweep: SweepRuns | None = None,
+) -> None:
     """Show what a run, or several, have come to: one page in HTML.
 
     Args:
         runs: Directories of one run or several.
         out: The HTML file; by default report.html, of one run in its directory.
         classes: Thresholds of the classes of tokens.
+        sweep: The sweep that they are of.
     """
     place = Path(runs[0] if len(runs) == 1 else "")
-    _say(write_report(runs, out or place / "report.html", classes))
+    _say(write_report(runs, out or place / "report.html", classes, sweep=sweep))
 
 
 def compare(
-    runs: list[str], out: str = "report.html", classes: TokenClasses = TokenClasses()
+    runs: list[str],
+    out: str = "report.html",
+    classes: TokenClasses = TokenClasses(),
+    sweep: SweepRuns | None = None,
 ) -> None:
     """Compare runs: the page of report, and its numbers as CSV.
 
@@ -37,10 +47,11 @@ def compare(
         runs: Directories of two or more runs, or of a sweep.
         out: The HTML file; the tables go beside it.
         classes: Thresholds of the classes of tokens.
+        sweep: The sweep that they are of.
     """
     if len(runs) < 2:
         raise InputError(f"compare needs at least two runs, got 1; report {runs[0]} shows it alone")
-    _say(write_report(runs, out, classes, tables=True))
+    _say(write_report(runs, out, classes, tables=True, sweep=sweep))
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -53,10 +64,12 @@ def run(command: str, arguments: list[str]) -> None:
     function: Any = {"report": report, "compare": compare}[command]
     parser = ArgumentParser(prog=f"python -m lit_gamma {command}", exit_on_error=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Directory of a run, or of a sweep.")
-    parser.add_function_arguments(function, skip={"runs"}, as_positional=False)
+    parser.add_function_arguments(function, skip={"runs", "sweep"}, as_positional=False)
     asked = parser.parse_args(arguments)
+    alone = asked.runs[0] if len(asked.runs) == 1 else ""
+    sweep = load_sweep(alone) if alone and Path(alone, TABLE).is_file() else None
     asked.runs = [run for named in asked.runs for run in runs_of(named)]
-    function(**parser.instantiate(asked))
+    function(**parser.instantiate(asked), sweep=sweep)
 
 
 def _say(files: list[Path]) -> None:

@@ -82,12 +82,12 @@ def curves(
     starts = np.flatnonzero(
         np.diff(sets, prepend=-1) | np.diff(tokens["block"].to_numpy(), prepend=-1)
     )
-    blocks = _drawn(sets[starts], n_resamples, generator)
+    blocks = drawn(sets[starts], n_resamples, generator)
     groups = list(comparison.groups.values())
     group_of = np.empty(len(comparison.runs), np.int64)
     for i, of in enumerate(groups):
         group_of[of] = i
-    runs = _drawn(group_of, n_resamples, generator)
+    runs = drawn(group_of, n_resamples, generator)
     found = {}
     for part, inside in _parts(tokens, classes).items():
         sums = np.add.reduceat(np.where(inside, comparison.losses, np.float64(0)), starts, axis=-1)
@@ -226,14 +226,23 @@ def _parts(tokens: pd.DataFrame, column: str) -> dict[tuple[str, str], npt.NDArr
     return {part: mask for part, mask in masks.items() if mask.any()}
 
 
-def _drawn(strata: npt.NDArray[np.intp], times: int, generator: np.random.Generator) -> Floats:
-    """How often each unit is drawn, n - 1 of n in each stratum: (times, n_units)."""
+def drawn(strata: npt.NDArray[np.intp], times: int, generator: np.random.Generator) -> Floats:
+    """How often each unit is drawn, n - 1 of n in each stratum, times n / (n - 1).
+
+    Args:
+        strata: The stratum of each unit, (n_units,).
+        times: Number of resamples.
+        generator: Source of randomness.
+
+    Returns:
+        (times, n_units); see :class:`Curves` on why n - 1.
+    """
     weights = np.zeros((times, len(strata)))
     for stratum in np.unique(strata):
         (units,) = np.nonzero(strata == stratum)
         n = len(units)
-        drawn = generator.multinomial(max(1, n - 1), np.full(n, 1 / n), times)
-        weights[:, units] = drawn * n / max(1, n - 1)
+        counts = generator.multinomial(max(1, n - 1), np.full(n, 1 / n), times)
+        weights[:, units] = counts * n / max(1, n - 1)
     return weights
 
 

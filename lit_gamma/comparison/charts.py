@@ -11,7 +11,7 @@ from markupsafe import Markup
 from lit_gamma.comparison.findings import readable
 from lit_gamma.comparison.runs import Runs
 from lit_gamma.comparison.scalar_curves import LOSS
-from lit_gamma.comparison.svg import Line, Phase, panel
+from lit_gamma.comparison.svg import Line, Marks, panel
 from lit_gamma.comparison.token_panels import rows_of, span
 from lit_gamma.comparison.weight_curves import ALL_ROLES
 from lit_gamma.trajectory import phase_words
@@ -195,7 +195,7 @@ def role_charts(
     for (role, quantity), drawn in weights.groupby(["role", "quantity"], sort=False):
         if role != ALL_ROLES and quantity in QUANTITIES:
             marks = _marks(side_by_side, phases, str(role), str(quantity))
-            svg = _by_group(side_by_side, drawn, log=True, base=1.0, phases=marks)
+            svg = _by_group(side_by_side, drawn, log=True, base=1.0, marks=marks)
             chart = Chart(NAMES[str(quantity)], svg, _SEEN[str(quantity)])
             found.setdefault(str(role), []).append(chart)
     return found
@@ -205,7 +205,7 @@ _AT_FIRST = tuple(quantity for quantity in TABLES if not quantity.startswith("pa
 """What is drawn of all roles at once; the participation ratio lies between the other ranks."""
 
 
-def _marks(side_by_side: Runs, phases: pd.DataFrame, role: str, quantity: str) -> list[Phase]:
+def _marks(side_by_side: Runs, phases: pd.DataFrame, role: str, quantity: str) -> list[Marks]:
     if not len(phases):
         return []
     labels = list(side_by_side.groups)
@@ -215,7 +215,7 @@ def _marks(side_by_side: Runs, phases: pd.DataFrame, role: str, quantity: str) -
         for row in rows
     ]
     return [
-        Phase(labels.index(row["group"]), *of_run) for row, of_run in zip(rows, spans, strict=True)
+        Marks(labels.index(row["group"]), *of_run) for row, of_run in zip(rows, spans, strict=True)
     ]
 
 
@@ -227,7 +227,7 @@ def _by_group(
     table: pd.DataFrame,
     log: bool = False,
     base: float | None = None,
-    phases: tuple[Phase, ...] | list[Phase] = (),
+    marks: tuple[Marks, ...] | list[Marks] = (),
     zero: bool = False,
 ) -> Markup:
     labels = list(side_by_side.groups)
@@ -235,7 +235,7 @@ def _by_group(
         _line(labels.index(str(group)), of) for group, of in table.groupby("group", sort=False)
     ]
     limits = span(table[["lowest", "highest"]], from_zero=True) if zero else None
-    return panel(lines, log=log, base=base, phases=phases, limits=limits)
+    return panel(lines, log=log, base=base, marks=marks, limits=limits)
 
 
 def _line(number: int, of: pd.DataFrame) -> Line:

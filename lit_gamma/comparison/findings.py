@@ -22,7 +22,7 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
-        return "∞"
+        return "∞" if value > 0 else "−∞"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 

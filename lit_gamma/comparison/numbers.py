@@ -18,6 +18,10 @@ CSV = ("runs", "losses", "differences", "learnt", "tokens", "phases", "weights",
 """The tables of :class:`Numbers` that are written as CSV."""
 
 
+_OWN_TABLES = ("phases.", "validations.")
+"""What of a summary is no column of its run."""
+
+
 @dataclass(frozen=True)
 class Numbers:
     """All that a report shows, as tables; those that the record says nothing of are empty.
@@ -80,7 +84,7 @@ def _runs(side_by_side: Runs) -> pd.DataFrame:
     labels = list(side_by_side.groups)
     rows = [
         {"run": run.path, "group": labels[g], "gamma": run.gamma, "seed": run.seed,
-         **{k: v for k, v in flat(run.summary).items() if not k.startswith("phases.")}}
+         **{k: v for k, v in flat(run.summary).items() if not k.startswith(_OWN_TABLES)}}
         for run, g in zip(side_by_side.runs, side_by_side.group_of, strict=True)
     ]  # fmt: skip
     table: pd.DataFrame = pd.DataFrame(rows)

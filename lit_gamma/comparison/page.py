@@ -17,6 +17,8 @@ from lit_gamma.comparison.numbers import Numbers
 from lit_gamma.comparison.probe_text import probe_text
 from lit_gamma.comparison.runs import Runs
 from lit_gamma.comparison.settings import differing, flat
+from lit_gamma.comparison.sweep_runs import SweepRuns
+from lit_gamma.comparison.sweep_view import MeasureView, edge
 from lit_gamma.comparison.token_panels import final_rows, learnt_rows, loss_panels, rows_of
 from lit_gamma.trajectory.phase_words import phases_in_words
 
@@ -27,13 +29,19 @@ _OF_ONE_RUN = ("model.", "data.", "trainer.max_steps", "seed_everything")
 """What is shown of a single run's config."""
 
 
-def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> str:
+def render(
+    side_by_side: Runs,
+    numbers: Numbers,
+    without_tokens: str = "",
+    sweep: tuple[SweepRuns, list[MeasureView]] | None = None,
+) -> str:
     """Makes the HTML.
 
     Args:
         side_by_side: The runs, a :class:`Comparison` if they followed the same tokens.
         numbers: What was computed of them.
         without_tokens: Why the page has no tokens, if it has none.
+        sweep: The sweep that the runs are of, and what is shown of it.
     """
     tasks = list(task_charts(side_by_side, numbers.curves))
     asked = [chart for chart in tasks if chart.first][:MOST_TASKS]
@@ -42,8 +50,9 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
         *probe_charts(side_by_side, numbers.differences),
         *weight_charts(side_by_side, numbers.weights),
     ]
+    of_sweep = [chart for view in (sweep[1] if sweep else []) for chart in view.charts]
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             runs=side_by_side.runs,
@@ -53,7 +62,9 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
             headlines=headlines(side_by_side, numbers),
             charts=charts,
             others=[chart for chart in tasks if chart not in asked],
-            n_lines=max([len(side_by_side.groups), *(len(chart.keys) for chart in charts)]),
+            n_lines=max(
+                [len(side_by_side.groups), *(len(chart.keys) for chart in (*charts, *of_sweep))]
+            ),
             configs=_configs(side_by_side),
             roles=role_charts(side_by_side, numbers.weights, numbers.phases),
             phases=rows_of(numbers.phases),
@@ -61,12 +72,13 @@ def render(side_by_side: Runs, numbers: Numbers, without_tokens: str = "") -> st
             quantities=NAMES,
             metrics=_metrics(side_by_side),
             without_tokens=without_tokens,
+            sweep=sweep,
             tokens=_tokens(side_by_side, numbers) if isinstance(side_by_side, Comparison) else None,
         )
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Where the templates are, and what they may call."""
     environment = Environment(
         loader=PackageLoader("lit_gamma.comparison", "."),
@@ -77,6 +89,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "steps": step_number, "readable": readable}
     environment.filters["breakable"] = _breakable
+    environment.filters["edge"] = edge
     return environment
 
 
@@ -132,6 +145,6 @@ def _metrics(side_by_side: Runs) -> dict[str, dict[str, list[Any]]]:
     found: dict[str, dict[str, list[Any]]] = {}
     for key in dict.fromkeys(key for of_run in flats for key in of_run):
         first, _, rest = key.partition(".")
-        if rest and first not in ("phases", "findings"):
+        if rest and first not in ("phases", "findings", "validations"):
             found.setdefault(first, {})[rest] = [of_run.get(key) for of_run in flats]
     return found

@@ -9,6 +9,8 @@ from lit_gamma.comparison.alignment import aligned
 from lit_gamma.comparison.numbers import CSV, compute
 from lit_gamma.comparison.page import render
 from lit_gamma.comparison.runs import gather
+from lit_gamma.comparison.sweep_runs import SweepRuns
+from lit_gamma.comparison.sweep_view import cell_table, critical_table, views
 from lit_gamma.errors import InputError
 from lit_gamma.files import replacing
 from lit_gamma.trajectory.token_classes import TokenClasses
@@ -19,6 +21,7 @@ def write_report(
     out: str | Path,
     classes: TokenClasses | None = None,
     tables: bool = False,
+    sweep: SweepRuns | None = None,
 ) -> list[Path]:
     """Writes a report, each file whole or not at all.
 
@@ -27,6 +30,7 @@ def write_report(
         out: The HTML file.
         classes: Thresholds of the classes of tokens.
         tables: Write the tables too, ``<name>_losses.csv`` beside ``<name>.html``.
+        sweep: The sweep that the runs are of, whose analysis the page begins with.
 
     Returns:
         The files.
@@ -43,7 +47,11 @@ def write_report(
     except InputError as reason:
         without_tokens = str(reason)
     numbers = compute(side_by_side)
-    files = {path: render(side_by_side, numbers, without_tokens)}
+    found = views(sweep) if sweep else []
+    files = {path: render(side_by_side, numbers, without_tokens, (sweep, found) if sweep else None)}
+    if tables and found:
+        for name, table in (("cells", cell_table(found)), ("critical", critical_table(found))):
+            files[path.with_name(f"{path.stem}_{name}.csv")] = table.to_csv(index=False)
     for name in CSV if tables else ():
         if len(table := getattr(numbers, name)):
             files[path.with_name(f"{path.stem}_{name}.csv")] = table.to_csv(index=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,26 +26,26 @@ class Line:
 
     Attributes:
         group: Number of the group.
-        steps: (n,).
+        steps: Where along the horizontal axis, ascending, (n,).
         values: (n,).
         low: Lower edge of the band, (n,); None for no band.
         high: Its upper edge.
     """
 
     group: int
-    steps: npt.NDArray[np.int64]
+    steps: npt.NDArray[Any]
     values: Floats
     low: Floats | None = None
     high: Floats | None = None
 
 
 @dataclass(frozen=True)
-class Phase:
-    """The phases of a run: each the step with its interval, NaN for none."""
+class Marks:
+    """Two marks of a group under the axis, ▲ and ▽: each with its interval, NaN for none."""
 
     group: int
-    condensation: Span
-    expansion: Span
+    up: Span
+    down: Span
 
 
 def panel(
@@ -52,18 +53,20 @@ def panel(
     log: bool = False,
     base: float | None = None,
     limits: tuple[float, float] | None = None,
-    phases: Sequence[Phase] = (),
+    marks: Sequence[Marks] = (),
     height: int = 190,
+    places: Sequence[float] | None = None,
 ) -> Markup:
-    """Draws curves over log(1 + step).
+    """Draws curves over log(1 + step), or over another quantity.
 
     Args:
         lines: The curves.
         log: Whether the vertical axis is logarithmic.
         base: A value to mark by a line across, and to show.
         limits: Of the vertical axis; by default those of what is drawn.
-        phases: Marks under the axis, a row per group.
+        marks: What to mark under the axis, a row per group.
         height: Without these marks, where the width is 340.
+        places: The values of another quantity, in ascending order, for a linear horizontal axis.
 
     Returns:
         An ``<svg>``.
@@ -71,8 +74,9 @@ def panel(
     edges = [edge for line in lines for edge in (line.values, line.low, line.high)]
     shown = np.concatenate([e for e in edges if e is not None] + [[] if base is None else [base]])
     low, high = limits or _limits(shown[np.isfinite(shown)], log)
-    axes = _Axes(max(int(line.steps[-1]) for line in lines), low, high, log, height - _BOTTOM)
-    rows = sorted({phase.group for phase in phases})
+    last = max(float(line.steps[-1]) for line in lines)
+    axes = _Axes(last, low, high, log, height - _BOTTOM, places)
+    rows = sorted({of.group for of in marks})
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height + 9 * len(rows)}" role="img">', *_grid(axes)]
     if base is not None:
         parts.append(f'<path class="base" d="M{_LEFT} {axes.y(base):.1f}H{_WIDTH - _RIGHT}"/>')
@@ -84,10 +88,12 @@ def panel(
     for line in lines:
         curve = _path(axes.x(line.steps), axes.y(line.values))
         parts.append(f'<path class="line g{line.group}" d="{curve}"/>')
-    for phase in phases:
-        at = height + 9 * rows.index(phase.group) + 3
-        parts.append(_mark(axes, at, phase.condensation, f"up g{phase.group}"))
-        parts.append(_mark(axes, at, phase.expansion, f"down g{phase.group}"))
+        if places is not None:
+            parts += _dots(axes, line)
+    for of in marks:
+        at = height + 9 * rows.index(of.group) + 3
+        parts.append(_mark(axes, at, of.up, f"up g{of.group}"))
+        parts.append(_mark(axes, at, of.down, f"down g{of.group}"))
     return Markup("".join([*parts, "</svg>"]))
 
 
@@ -126,17 +132,30 @@ def interval_bar(
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where steps from 0 to ``last`` and values from ``low`` to ``high`` are drawn."""
+    """Where steps from 0 to ``last``, or places, and values from ``low`` to ``high`` are drawn."""
 
-    last: int
+    last: float
     low: float
     high: float
     log: bool
     bottom: int
+    places: Sequence[float] | None = None
 
     def x(self, step: npt.ArrayLike) -> Floats:
-        share: Floats = np.log1p(np.asarray(step, float)) / math.log1p(max(self.last, 1))
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
+        at = np.asarray(step, float)
+        if self.places is None:
+            share: Floats = np.log1p(at) / math.log1p(max(self.last, 1))
+        else:
+            first, last = self.places[0], self.places[-1]
+            share = 0.03 + 0.94 * (at - first) / (last - first) if last > first else at * 0 + 0.5
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * np.clip(share, 0, 1)
+
+    @property
+    def along(self) -> list[float]:
+        """What is marked on the horizontal axis."""
+        if self.places is None:
+            return [0, *(10**i for i in range(int(math.log10(max(self.last, 1))) + 1))]
+        return list(self.places[:: math.ceil(len(self.places) / 10)])
 
     def y(self, value: npt.ArrayLike) -> Floats:
         value = np.clip(np.asarray(value, float), self.low, self.high)
@@ -151,10 +170,16 @@ def _grid(axes: _Axes) -> Iterator[str]:
         at = float(axes.y(tick))
         yield f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>'
         yield f'<text x="{_LEFT - 5}" y="{at + 3.5:.1f}" class="end">{tick:g}</text>'
-    for step in [0, *(10**i for i in range(int(math.log10(max(axes.last, 1))) + 1))]:
+    for step in axes.along:
         x = float(axes.x(step))
         yield f'<path class="grid" d="M{x:.1f} {_TOP}V{axes.bottom}"/>'
-        yield f'<text x="{x:.1f}" y="{axes.bottom + 14}" class="mid">{step}</text>'
+        yield f'<text x="{x:.1f}" y="{axes.bottom + 14}" class="mid">{step:.10g}</text>'
+
+
+def _dots(axes: _Axes, line: Line) -> Iterator[str]:
+    for x, y in zip(axes.x(line.steps), axes.y(line.values), strict=True):
+        if math.isfinite(y):
+            yield f'<circle class="dot g{line.group}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>'
 
 
 def _mark(axes: _Axes, at: float, span: Span, kind: str) -> str:
@@ -162,7 +187,7 @@ def _mark(axes: _Axes, at: float, span: Span, kind: str) -> str:
     step, low, high = span
     if math.isnan(step):
         return ""
-    left, middle, right = (float(axes.x(min(s, axes.last))) for s in (low, step, high))
+    left, middle, right = (float(x) for x in axes.x(np.minimum([low, step, high], axes.last)))
     height = 3.5 if kind.startswith("up") else -3.5
     triangle = f"M{middle - 4:.1f} {at + height}h8l-4 {-2 * height}Z"
     group = kind.split()[1]

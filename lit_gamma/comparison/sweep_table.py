@@ -26,6 +26,7 @@ _TOLD_ELSEWHERE = (
     "overhead",
     "findings",
     "in_words",
+    "validations",
 )
 
 

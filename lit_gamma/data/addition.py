@@ -71,6 +71,8 @@ class Addition(GeneratedTask):
     Attributes:
         token_class: The class of all tokens with a label: they follow from both operands.
         whole_answers: That the labels of a sequence are one answer, right or wrong as a whole.
+        validation_loss: The metric that says how well training goes.
+        reasoning_measure: The metric that says how the held-out square is answered.
 
     Raises:
         InputError: The task cannot be built; the message names the value.
@@ -78,6 +80,7 @@ class Addition(GeneratedTask):
 
     token_class = "context_constrained"
     whole_answers = True
+    validation_loss, reasoning_measure = "val/range/loss", "val/square/exact_match"
     vocab_size = EQUALS + 1
 
     def __init__(

@@ -68,12 +68,15 @@ class AnchorComposition(GeneratedTask):
         token_class: The class of all tokens with a label, see
             :mod:`lit_gamma.trajectory.token_classes`: the answer follows from the key and both
             anchors, wherever they are. The other tokens are random, and have none.
+        validation_loss: The metric that says how well training goes.
+        reasoning_measure: The metric that says how the held-out pairs are answered.
 
     Raises:
         InputError: The task cannot be built; the message names the value.
     """
 
     token_class = "context_constrained"
+    validation_loss, reasoning_measure = "val/seen/loss", "val/unseen/accuracy"
 
     def __init__(
         self,

@@ -181,7 +181,7 @@ def test_a_bare_call_lists_every_command_and_a_misspelt_one_its_neighbour(comman
     for wrong, nearest in {"ft": "fit", "exprot": "export"}.items():
         with pytest.raises(SystemExit, match=f"'{wrong}'; did you mean {nearest}.$"):
             command_line(wrong)
-    shown = "generate perplexity evaluate export measure report compare sweep"
+    shown = "generate perplexity evaluate export measure report compare sweep find-gamma"
     for command in shown.split():
         with pytest.raises(SystemExit) as exit_:
             command_line(command, "--help")

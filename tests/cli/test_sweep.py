@@ -119,6 +119,10 @@ def test_a_sweep_is_a_table_of_ordinary_runs_and_repeats_none(workspace, command
     page = Path("page.html").read_text()
     assert "γ = 0.3" in page
     assert "γ = 0.8" in page
+    assert "2 of 2 runs have ended" in page
+    assert "none: flat within the seeds&#39; noise" in page
+    cells = pd.read_csv("page_cells.csv").set_index(["measure", "model.gamma"])["value"]
+    assert cells["val/unseen/loss", 0.8] == again.loc["gamma0.8-seed1", "val/unseen/loss"]
 
 
 def forked(command_line, *arguments: str) -> multiprocessing.Process:

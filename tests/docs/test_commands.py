@@ -31,6 +31,7 @@ ELSEWHERE = {
     "python -m lit_gamma measure EleutherAI/": "fetches from the hub; tests/series has it in place",
     "python -m lit_gamma sweep ": "tests/cli/test_sweep.py: each run is a process of its own",
     "python -m lit_gamma compare runs/anchor-sweep": "tests/cli/test_sweep.py, after a sweep",
+    "python -m lit_gamma find-gamma ": "tests/cli/test_find_gamma.py: likewise, with few runs",
     "python -m lit_gamma evaluate ": (
         "tests/trained/test_evaluation.py evaluates, where lm-eval is installed"
     ),

@@ -44,12 +44,21 @@ def sweep(arguments: list[str]) -> None:
     folder = SweepFolder(out, plan(fits, shared, grid, asked.seeds, out))
     folder.refuse_another(fits.base)
     executor = None if options is None else executor_for(out, options, asked.jobs)
+    again = f"{_parser().prog} {shlex.join(arguments)}"
     with folder.held(fits.base):
-        _carry_out(folder, asked.jobs, executor, f"{_parser().prog} {shlex.join(arguments)}")
+        carry_out(folder, asked.jobs, executor, again)
     _tell_end(folder)
 
 
-def _carry_out(folder: SweepFolder, jobs: int, executor: Any, again: str) -> None:
+def carry_out(folder: SweepFolder, jobs: int, executor: Any, again: str) -> None:
+    """Makes the runs that are left of a sweep whose folder is held.
+
+    Args:
+        folder: The sweep's.
+        jobs: Runs at a time.
+        executor: Of submitit; None for processes of this machine.
+        again: The command that goes on with it.
+    """
     display = Display(jobs)
     work = Work(folder, display)
     before = signal.signal(signal.SIGTERM, _interrupt)

@@ -1,0 +1,183 @@
+"""Which γ to take: where nothing is lost, in loss or reasoning, and what short runs cannot tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lit_gamma.comparison.best_rate import at_best_rate
+from lit_gamma.comparison.critical import CHANCE, Span, Window, flatness, window
+from lit_gamma.comparison.findings import number
+from lit_gamma.comparison.sweep_runs import GAMMA, RATE, Cells, SweepRuns, cells, lower_is_better
+from lit_gamma.comparison.sweep_table import summary_of
+from lit_gamma.errors import InputError
+
+LOSS = "val/loss"
+"""The column of the validation loss that is judged."""
+
+LEAST = 0.01
+"""What may be lost at least, in nats or as a share: less is not told apart."""
+
+CLOSED = 0.97
+"""A γ is catching up if its gap has come down to that share of its widest at most."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a sweep over γ says by one measure.
+
+    Attributes:
+        measure: The measure.
+        line: Its means over γ.
+        window: The γ that lose nothing by it: whose mean is within :data:`LEAST` of the best, or
+            within the best's standard error, if that is more (the one-standard-error rule of
+            Breiman et al., *Classification and Regression Trees*, 1984).
+        doubt: Why no γ can be told by it; empty if the seeds agree.
+    """
+
+    measure: str
+    line: Cells
+    window: Window
+    doubt: str
+
+
+def judge(sweep: SweepRuns, measure: str) -> tuple[Judged, pd.DataFrame]:
+    """Judges γ by a measure, each at its best learning rate if there are several.
+
+    The seeds disagree if shuffled runs spread the means over γ as far in more than 5 % of shuffles,
+    or if at the best γ a seed is on the worse side of half way between the best and the worst mean.
+
+    Returns:
+        What it says, and the runs that it says it of.
+
+    Raises:
+        InputError: Fewer than two γ have a run with that measure.
+    """
+    runs = sweep.ended.dropna(subset=[measure])
+    if RATE in sweep.keys:
+        runs, _ = at_best_rate(sweep, measure, by=LOSS)
+    line = cells(runs, sweep.table[[GAMMA]], measure)
+    line = line.of(np.flatnonzero(line.n_runs > 0).tolist())
+    if len(line.at) < 2:
+        raise InputError(f"{measure}: {len(line.at)} γ with a run that ended; two are needed")
+    sign = -1.0 if lower_is_better(measure) else 1.0
+    at = int(np.nanargmax(np.where(np.isfinite(line.value), sign * line.value, -np.inf)))
+    best = line.runs[at]
+    error = float(best.std(ddof=1) / math.sqrt(len(best))) if len(best) > 1 else 0.0
+    half = window(line, lower_is_better(measure), None).threshold
+    chance = flatness(line.runs)
+    astray = int((sign * best < sign * half).sum())
+    doubt = ""
+    if chance > CHANCE:
+        doubt = f"by {measure} the seeds differ as much as the γ do (p = {chance:.2f})"
+    elif astray:
+        doubt = (
+            f"by {measure} {astray} of {len(best)} seeds fail at γ {line.at[GAMMA][at]:g}, the best"
+        )
+    found = window(line, lower_is_better(measure), max(LEAST, error))
+    return Judged(measure, line, found, doubt), runs
+
+
+def with_loss(sweep: SweepRuns, name: str | None) -> SweepRuns:
+    """The sweep with the column :data:`LOSS`: the loss named, or the mean over all sets."""
+    losses = [name] if name else [m for m in sweep.measures if lower_is_better(m)]
+    if missing := [n for n in losses if n not in sweep.table] or not losses:
+        raise InputError(f"the runs of {sweep.folder} have no validation loss ({missing})")
+    return replace(sweep, table=sweep.table.assign(**{LOSS: sweep.table[losses].mean(axis=1)}))
+
+
+def shared_range(judged: list[Judged]) -> tuple[Span, Span] | None:
+    """The γ that lose nothing by any measure, and the ends' intervals; None if there are none."""
+    lower = max((of.window.lower for of in judged), key=lambda span: span[0])
+    upper = min((of.window.upper for of in judged), key=lambda span: span[0])
+    return (lower, upper) if lower[0] <= upper[0] else None
+
+
+def gaps(
+    sweep: SweepRuns, runs: pd.DataFrame, best: float, losses: list[str]
+) -> dict[float, pd.DataFrame]:
+    """How far each larger γ is behind the best one, at every validation.
+
+    Returns:
+        γ to the gap in nats, a row per step and a column per seed.
+    """
+    curve: dict[tuple[float, int], pd.Series] = {}
+    for gamma, seed, run in zip(runs[GAMMA], runs["seed"], runs["run"], strict=True):
+        said = summary_of(Path(sweep.folder, run)).get("validations", {})
+        values = {int(step): np.mean([float(m[n]) for n in losses]) for step, m in said.items()}
+        curve[float(gamma), int(seed)] = pd.Series(values, dtype=float)
+    found = {}
+    for gamma in sorted({g for g, _ in curve if g > best}):
+        seeds = [s for g, s in curve if g == gamma and (best, s) in curve]
+        apart = {s: curve[gamma, s] - curve[best, s] for s in seeds}
+        table = pd.DataFrame(apart).dropna()
+        if len(table) > 1:
+            found[gamma] = table
+    return found
+
+
+def in_words(judged: list[Judged], behind: Mapping[float, pd.DataFrame]) -> list[str]:
+    """The sentence, then what so short runs cannot tell."""
+    said = [f"{_name(of)} is best at γ {of.window.best:g}" for of in judged]
+    doubts = [of.doubt for of in judged if of.doubt]
+    span = shared_range(judged)
+    if doubts:
+        last = f"nothing is recommended, as {' and '.join(doubts)}"
+    elif span is None:
+        last = "no γ loses neither"
+    else:
+        last = (
+            f"the range that loses {'neither' if len(judged) > 1 else 'nothing'} is {_range(span)}"
+        )
+    return [f"{_upper(', '.join(said))}; {last}.", _trend(judged[0], behind)]
+
+
+def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
+    """Whether a larger γ catches up: its gap in every seed below its widest."""
+    best = loss.window.best
+    if best == loss.line.at[GAMMA].max():
+        return f"The largest γ tried, {best:g}, has the lowest loss: a larger one may be lower yet."
+    if not behind:
+        return "How the loss went over the steps was not recorded: a longer run may tell otherwise."
+    catching = list(_catching_up(behind))
+    if not catching:
+        return (
+            "No larger γ was catching up in every seed by the end of these runs; smaller "
+            "initialization learns later, so longer runs may still tell otherwise."
+        )
+    return f"Longer runs may prefer a larger γ: {'; '.join(catching)}, in every seed."
+
+
+def _catching_up(behind: Mapping[float, pd.DataFrame]) -> Iterator[str]:
+    for gamma, table in behind.items():
+        widest = int(table.index[int(table.mean(axis=1).to_numpy(float).argmax())])
+        before, now = table.loc[widest], table.iloc[-1]
+        if (now > 0).all() and (now < CLOSED * before).all():
+            yield (
+                f"γ {gamma:g} was {number(before.mean())} nats behind at step {widest:,} and "
+                f"{number(now.mean())} at step {table.index[-1]:,}"
+            )
+
+
+def _range(span: tuple[Span, Span]) -> str:
+    low, high = span
+    return f"γ {_end(low, 'the smallest tried')} to {_end(high, 'the largest tried')}"
+
+
+def _end(span: Span, open_end: str) -> str:
+    if math.isinf(span[0]):
+        return open_end
+    return f"{number(span[0], 2)} [{number(span[1], 2)}, {number(span[2], 2)}]"
+
+
+def _name(of: Judged) -> str:
+    return "validation loss" if of.measure == LOSS else of.measure
+
+
+def _upper(words: str) -> str:
+    return words[0].upper() + words[1:]
