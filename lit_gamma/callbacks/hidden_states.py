@@ -107,8 +107,8 @@ class HiddenStates(ProbeTrajectory):
     @override
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
         index, labels = super().items(pl_module)
-        shapes = zip(*(each.shape for each in self._first), strict=True)
-        return {**index, **dict(zip(("n_tokens", "width"), shapes, strict=True))}, labels
+        n_tokens, width = ([each.shape[i] for each in self._first] for i in (0, 1))
+        return {**index, "n_tokens": n_tokens, "width": width}, labels
 
     @override
     def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
