@@ -17,6 +17,7 @@ from lit_gamma.callbacks import AttentionSink, HiddenStates, NormSaturation, Sch
 from lit_gamma.probing.attention import watched_attention
 from lit_gamma.probing.forward import undisturbed
 from lit_gamma.probing.norms import watched_norms
+from lit_gamma.probing.stream import watched_stream
 
 EVERY = Schedule(every=1)
 
@@ -266,3 +267,48 @@ def test_the_user_s_function_runs_the_probe_batch(tmp_path):
     trainer = fit(tmp_path, NormSaturation(samples=2, forward=forward), max_steps=1)
     assert set(ran) == {(2, 9)}
     assert len(trajectory.load(trainer.log_dir)["norm_saturation"]) == 2 * 5
+
+
+class Parallel(nn.Module):
+    """A block whose parts are joined in place before they are added to the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.ModuleDict({"out": nn.Linear(8, 8, bias=False)})
+        self.mlp = nn.ModuleDict({"down": nn.Linear(8, 8, bias=False)})
+
+    def forward(self, x):
+        out = self.mlp["down"](x).relu()
+        out += self.attention["out"](x) * 0.5
+        return nn.functional.dropout(out, training=False) + x
+
+
+def test_what_is_written_is_followed_through_sums_in_place():
+    block, x = Parallel(), torch.randn(3, 5, 8)
+    with undisturbed(block), watched_stream(block) as seen:
+        whole = block(x).double().numpy()
+        attention = (block.attention["out"](x) * 0.5).double().numpy()
+        mlp = block.mlp["down"](x).relu().double().numpy()
+    values = seen[-1].values
+    assert values["attention_share"].item() == pytest.approx(share(attention, whole), rel=1e-5)
+    assert values["mlp_share"].item() == pytest.approx(share(mlp, whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_tokens", [24, 96])  # fewer than channels, and more
+def test_random_states_read_one_over_their_nulls(n_tokens):
+    block, draw = Parallel(), torch.Generator().manual_seed(0)
+    block.forward = lambda x: torch.randn(n_tokens, 64, generator=draw)
+    with watched_stream(block) as seen:
+        for _ in range(400):
+            block(torch.zeros(1, 64))
+    found = [HiddenStates().settle(each.values) for each in seen[1::2]]
+    nulls = {q.name: q.null(n_tokens, 64) for q in HiddenStates.quantities if q.null}
+    for name, null in nulls.items():
+        ratios = np.array([values[name].item() for values in found]) / null
+        if name == "participation_ratio":
+            ratios = 1 / ratios  # Its null is the harmonic mean.
+        # The limit of large matrices is 0.2 % too large here.
+        bias = 0.003 if name == "effective_rank" else 0
+        error = ratios.std() / len(ratios) ** 0.5
+        assert error < 0.01, name  # sharp enough to mean something
+        assert ratios.mean() == pytest.approx(1, abs=4 * error + bias), name
