@@ -7,6 +7,7 @@ from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
 from lit_gamma.callbacks.gradients import Gradients
+from lit_gamma.callbacks.hidden_states import HiddenStates
 from lit_gamma.callbacks.keep_checkpoints import KeepCheckpoints
 from lit_gamma.callbacks.norm_saturation import NormSaturation
 from lit_gamma.callbacks.overhead import Overhead
@@ -37,6 +38,7 @@ __all__ = [
     "GammaInit",
     "GradientTrajectory",
     "Gradients",
+    "HiddenStates",
     "KeepCheckpoints",
     "NormSaturation",
     "Overhead",

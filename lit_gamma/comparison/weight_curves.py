@@ -8,7 +8,7 @@ import pandas as pd
 from lit_gamma.comparison.averages import log_spaced, of_groups, thinned
 from lit_gamma.comparison.runs import Run, Runs
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
-from lit_gamma.trajectory.sources import TABLES, table_of
+from lit_gamma.trajectory.sources import TABLES, table_of, tables_of
 
 ALL_ROLES = "all roles"
 """In place of a role: the geometric mean over the roles."""
@@ -46,7 +46,7 @@ def all_phases(side_by_side: Runs) -> pd.DataFrame:
     labels = list(side_by_side.groups)
     found = []
     for run, g in zip(side_by_side.runs, side_by_side.group_of, strict=True):
-        if any(table_of(run.tables, quantity) is not None for quantity in QUANTITIES):
+        if any(tables_of(run.tables, quantity) for quantity in QUANTITIES):
             phases = phases_of_roles(run.tables)
             phases.insert(0, "group", labels[g])
             phases.insert(0, "run", run.path)

@@ -32,11 +32,22 @@ class Seen:
 
     Attributes:
         path: Path of the layer in the module.
-        values: Quantities, all of one shape: (), or (heads,).
+        values: Quantities, all of one shape: (), or (heads,); and what only ``settle`` takes.
+        shape: Shape of the matrix that they are of, where there is one.
     """
 
     path: str
     values: Mapping[str, Tensor]
+    shape: tuple[int, ...] = ()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors in arguments or outputs, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(part)
 
 
 def plain_forward(module: nn.Module, batch: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gamma import metrics
-from lit_gamma.probing.forward import Seen
+from lit_gamma.probing.forward import Seen, tensors_in
 from lit_gamma.weights.parameters import plain_path
 
 
@@ -96,15 +96,11 @@ def watched_norms(module: nn.Module) -> Iterator[list[Seen]]:
             def watch(
                 layer: nn.Module, args: Any, kwargs: Any, output: Any, norm: Norm = norm
             ) -> None:
-                seen.append(Seen(norm.path, _saturation(norm, next(_tensors(args, kwargs)))))
+                seen.append(Seen(norm.path, _saturation(norm, next(tensors_in((args, kwargs))))))
 
             handle = norm.layer.register_forward_hook(watch, with_kwargs=True)
             hooks.callback(handle.remove)
         yield seen
-
-
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    return (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 def _saturation(norm: Norm, x: Tensor) -> dict[str, Tensor]:

@@ -155,7 +155,11 @@ class ProbeTrajectory(TrajectoryCallback):
 
 
 def _label(path: str, layer: int | None, head: int | None) -> str:
-    """Short name for charts: ``layer0.attention_norm``, ``layer0.attention.head1``, ``norm``."""
+    """Short name for charts: ``layer0.attention_norm``, ``layer0.attention.head1``, ``norm``.
+
+    A block itself, ``blocks.0``, is ``layer0``.
+    """
     name = path.rpartition(".")[2]
-    place = name if layer is None else f"layer{layer}.{name}"
+    places = (f"layer{layer}", name) if name != str(layer) else (f"layer{layer}",)
+    place = name if layer is None else ".".join(places)
     return place if head is None else f"{place}.head{head}"

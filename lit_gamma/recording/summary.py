@@ -18,7 +18,7 @@ from lit_gamma.trajectory.jsonable import jsonable
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of
 from lit_gamma.trajectory.phase_words import phases_in_words
 from lit_gamma.trajectory.reading import load_curves
-from lit_gamma.trajectory.sources import table_of
+from lit_gamma.trajectory.sources import tables_of
 from lit_gamma.trajectory.tensorboard import write_phases
 from lit_gamma.weights.sharding import all_finite
 
@@ -68,7 +68,7 @@ def summarize(
     summary["findings"] = _findings(run)
     tables = load_curves(run.folder)
     summary |= trajectory.extremes(tables)
-    if any(table_of(tables, quantity) is not None for quantity in QUANTITIES):
+    if any(tables_of(tables, quantity) for quantity in QUANTITIES):
         phases = phases_of(tables)
         words = phases_in_words(phases)
         summary |= {"in_words": words, "phases": _nested(phases)}

@@ -14,7 +14,7 @@ import pandas as pd
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
 from lit_gamma.trajectory.reading import load_curves, outcomes
-from lit_gamma.trajectory.sources import TABLES, table_of
+from lit_gamma.trajectory.sources import STATES, TABLES, tables_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,9 +43,10 @@ def plot(run_dir: str | Path, title: str | None = None) -> Figure:
 
     From top to bottom, as far as it was recorded: the training loss; the answers of the task's own
     callback; by role of the matrices cos² between neurons, effective and stable rank, each ÷ its
-    expectation for a random matrix (1: as at initialization), and the size of an update over that
-    of the weights. A filled triangle marks where a role is most condensed, an open one where it
-    begins to expand again, see :func:`lit_gamma.trajectory.phases`.
+    expectation for a random matrix (1: as at initialization), with those of the tokens' states
+    where ``HiddenStates`` recorded them, and the size of an update over that of the weights. A
+    filled triangle marks where a role is most condensed, an open one where it begins to expand
+    again, see :func:`lit_gamma.trajectory.phases`.
 
     Args:
         run_dir: The run's directory.
@@ -116,14 +117,14 @@ def _panels(tables: Mapping[str, pd.DataFrame]) -> dict[str, Curves]:
     panels = {
         name: table.set_index("step")
         for name, table in tables.items()
-        if not any(name in sources for sources in TABLES.values())
+        if not any(name in (STATES, *sources) for sources in TABLES.values())
     }
     if "token_loss" in panels:
         panels = {"training loss": panels.pop("token_loss")[["mean"]], **panels}
     for quantity in BY_ROLE:
-        table = table_of(tables, quantity)
-        if table is not None and len(table):
-            panels[quantity] = role_means(table, quantity)
+        of_roles = [role_means(table, quantity) for table in tables_of(tables, quantity)]
+        if of_roles:
+            panels[quantity] = pd.concat(of_roles, axis=1, sort=True)
     return {q: curves for q, curves in panels.items() if np.isfinite(curves.to_numpy()).any()}
 
 
@@ -155,7 +156,7 @@ def _mark_phases(
     drawn: Mapping[str, Axes], tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]
 ) -> None:
     """Puts a triangle on each curve that has a phase, and one under the loss."""
-    if all(table_of(tables, quantity) is None for quantity in QUANTITIES):
+    if not any(tables_of(tables, quantity) for quantity in QUANTITIES):
         return
     undrawn = [quantity for quantity in QUANTITIES if quantity not in drawn]
     phases = phases_of_roles(

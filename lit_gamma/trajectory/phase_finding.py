@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lit_gamma.errors import InputError
-from lit_gamma.trajectory.sources import table_of
+from lit_gamma.trajectory.sources import tables_of
 
 QUANTITIES = {
     "mean_squared_cosine_over_null": 1,
@@ -191,16 +191,19 @@ def _found(
 ) -> pd.DataFrame:
     if not min_change > 0:
         raise InputError(f"min_change must be positive, such as 0.1 for 10 %, got {min_change}")
-    recorded = {quantity: table_of(tables, quantity) for quantity in QUANTITIES}
-    if all(table is None for table in recorded.values()):
+    recorded = [
+        (quantity, table) for quantity in QUANTITIES for table in tables_of(tables, quantity)
+    ]
+    if not recorded:
         raise InputError(
-            "phases need the tables weight_norms, condensation or effective_rank; the run has none"
+            "phases need the tables weight_norms, condensation, effective_rank or hidden_states; "
+            "the run has none"
         )
     rows = []
     for curves in curves_of:
-        for quantity, table in recorded.items():
+        for quantity, table in recorded:
             sign = QUANTITIES[quantity]
-            for role, matrix, curve in () if table is None else curves(table, quantity):
+            for role, matrix, curve in curves(table, quantity):
                 seen = curve[np.isfinite(curve) & (curve > 0)]
                 phases = find_phases(seen.index.to_numpy(), seen.to_numpy(), sign, min_change)
                 row = {"role": role, "matrix": matrix, "quantity": quantity}

@@ -16,7 +16,7 @@ from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import log_spaced, read_batches, schema_of
 from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.phase_finding import phases_of, role_means
-from lit_gamma.trajectory.sources import EVERY_STEP, PER_DECADE, TABLES, table_of
+from lit_gamma.trajectory.sources import EVERY_STEP, PER_DECADE, STATES, TABLES, table_of
 
 _MOST_OUTCOMES = 4
 
@@ -54,7 +54,7 @@ def load(
 
 
 def load_curves(run_dir: str | Path, others: Collection[str] = ()) -> dict[str, pd.DataFrame]:
-    """Reads what is known of the weights, of tables with every step at log-spaced steps.
+    """Reads what is known of weights and states, of tables with every step at log-spaced steps.
 
     Args:
         run_dir: The run's directory.
@@ -63,7 +63,7 @@ def load_curves(run_dir: str | Path, others: Collection[str] = ()) -> dict[str, 
     Raises:
         InputError: The directory holds no record.
     """
-    names = {name for tables in TABLES.values() for name in tables} | set(others)
+    names = {STATES, *(name for tables in TABLES.values() for name in tables), *others}
     sparse = load(run_dir, names - set(EVERY_STEP))
     return sparse | load(run_dir, names & set(EVERY_STEP), PER_DECADE)
 

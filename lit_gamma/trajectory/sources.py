@@ -1,4 +1,7 @@
-"""Where what is known of the weights is read: of several tables with a quantity, the densest."""
+"""Where what is known of the weights is read: of several tables with a quantity, the densest.
+
+The states of the tokens, which condense as weights do, stand beside them as a role of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ TABLES = {
     "update_ratio": ("weight_norms",),
 }
 """Column to the tables that may have it, in the order of how many steps they have."""
+
+STATES = "hidden_states"
+"""The table of the tokens' states, and the role that they have among those of the weights."""
 
 EVERY_STEP = ("weight_norms", "token_loss")
 """Tables with so many rows that a reader of curves takes log-spaced steps of them."""
@@ -31,3 +37,18 @@ def table_of(tables: Mapping[str, pd.DataFrame], quantity: str) -> pd.DataFrame 
     """
     held = (tables[name] for name in TABLES[quantity] if quantity in tables.get(name, ()))
     return next(held, None)
+
+
+def tables_of(tables: Mapping[str, pd.DataFrame], quantity: str) -> list[pd.DataFrame]:
+    """That of :func:`table_of`, and of the tokens' states: role :data:`STATES`, matrix the block.
+
+    Args:
+        tables: What :func:`lit_gamma.trajectory.load` returns.
+        quantity: One of :data:`TABLES`.
+    """
+    found = table_of(tables, quantity)
+    of_weights = [] if found is None else [found]
+    states = tables.get(STATES)
+    if states is None or quantity not in states:
+        return of_weights
+    return [*of_weights, states.rename(columns={"module": "matrix"}).assign(role=STATES)]

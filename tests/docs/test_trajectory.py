@@ -55,7 +55,7 @@ def test_every_column_of_the_record_is_documented_as_its_callback_says():
 
 
 def test_every_quantity_says_what_it_is():
-    assert len(recorders()) == 13
+    assert len(recorders()) == 14
     for callback in recorders():
         for quantity in callback.quantities:
             assert quantity.meaning, (callback, quantity.name)

@@ -65,11 +65,18 @@ class Family:
     """A model and, for each of its parameters that holds matrices, what they are.
 
     ``weights`` maps the end of a parameter's path to a role or to a function of the stored array.
+    ``writes`` are the modules of each of its ``blocks`` that give what attention and MLP add to the
+    stream: one after the other, both at once where they are ``parallel``, or each before a norm,
+    of which ``norm`` is the first.
     """
 
     build: Callable[[], nn.Module]
     weights: dict[str, str | Callable]
     task: str = "causal"
+    blocks: str = "model.layers"
+    writes: tuple[str, str] = ("self_attn", "mlp")
+    parallel: bool = False
+    norm: str | None = None
     seen_as: str = "separate projections"
 
     def unfused(self, parameters: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
@@ -146,6 +153,8 @@ FAMILIES = {
             "c_fc": transposed("mlp_up"),
             "mlp.c_proj": transposed("mlp_down"),
         },
+        blocks="transformer.h",
+        writes=("attn", "mlp"),
         seen_as="`c_attn` transposed and split, tied unembedding once",
     ),
     "Llama": Family(causal("Llama", **GQA), SWIGLU, seen_as="separate projections, GQA"),
@@ -163,6 +172,9 @@ FAMILIES = {
             "lm_head": "lm_head",
             "embed_out": "lm_head",
         },
+        blocks="gpt_neox.layers",
+        writes=("attention", "mlp"),
+        parallel=True,
         seen_as="`query_key_value` split, heads interleaved",
     ),
     "Mistral": Family(
@@ -173,7 +185,12 @@ FAMILIES = {
         SWIGLU,
         seen_as="separate projections, GQA, norms that add one, tied unembedding once",
     ),
-    "OLMo2": Family(causal("Olmo2", **GQA), SWIGLU, seen_as="separate projections, GQA"),
+    "OLMo2": Family(
+        causal("Olmo2", **GQA),
+        SWIGLU,
+        writes=("post_attention_layernorm", "post_feedforward_layernorm"),
+        seen_as="separate projections, GQA",
+    ),
     "Phi-3": Family(
         causal("Phi3", **GQA),
         {
@@ -209,6 +226,9 @@ FAMILIES = {
             "transform.dense": "other",
         },
         task="masked",
+        blocks="bert.encoder.layer",
+        writes=("attention.output.dense", "output.dense"),
+        norm="attention.output.LayerNorm",
         seen_as="separate projections, tied unembedding once",
     ),
     "ViT": Family(
@@ -229,6 +249,8 @@ FAMILIES = {
             "classifier": "lm_head",
         },
         task="image",
+        blocks="vit.layers",
+        writes=("attention", "mlp"),
         seen_as="separate projections, a patch filter is a neuron",
     ),
     "nn.TransformerEncoder": Family(
@@ -242,6 +264,9 @@ FAMILIES = {
             "lm_head": "lm_head",
         },
         task="masked",
+        blocks="encoder.layers",
+        writes=("self_attn", "linear2"),
+        norm="norm1",
         seen_as="`in_proj_weight` split",
     ),
     "MLP": Family(MLP, {"0": "other", "2": "other"}, task="vector", seen_as="a matrix per layer"),

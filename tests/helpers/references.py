@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from helpers.families import HEADS, Encoder
+from helpers.families import HEADS, WIDTH, Encoder, Family
 from lit_gamma import metrics
 
 NULLS = {
@@ -77,6 +79,57 @@ def saturation(x: np.ndarray, out: np.ndarray, eps: float, centered: bool) -> di
         "normalized_rms": np.sqrt((out**2).mean()),
         "input_rms": np.sqrt((x**2).mean()),
     }
+
+
+STATES = ("effective_rank", "participation_ratio", "mean_squared_cosine", "mean_cosine", "rms")
+
+
+def states(x: np.ndarray) -> dict[str, float]:
+    """Of the states of all tokens, (..., d)."""
+    rows = x.reshape(-1, x.shape[-1])
+    found = geometry(rows, None)
+    over_null = (f"{name}_over_null" for name in STATES)
+    kept = {name: found[name] for name in (*STATES, *over_null) if name in found}
+    return {**kept, "largest_over_rms": np.abs(rows).max() / found["rms"]}
+
+
+def share(write: np.ndarray, whole: np.ndarray) -> float:
+    """How much of a sum, as a share of its squared norm, one of what is added is."""
+    return float((write * whole).sum() / (whole**2).sum())
+
+
+def watch_stream(model: nn.Module, family: Family) -> list[dict[str, np.ndarray]]:
+    """A list of what each block and its parts give, which fills as the model runs."""
+    blocks = model.get_submodule(family.blocks)
+    seen: list[dict[str, np.ndarray]] = [{} for _ in blocks]
+    parts = (*family.writes, *([family.norm] if family.norm else []))
+    for of, block in zip(seen, blocks, strict=True):
+
+        def keep(_: nn.Module, args: object, kwargs: object, out: object, of=of, name="") -> None:
+            if not name:  # the block itself
+                of["in"] = next(x for x in (*args, *kwargs.values()) if torch.is_tensor(x)).numpy()
+            of[name] = (out[0] if isinstance(out, tuple) else out).numpy().reshape(-1, WIDTH)
+
+        for name in ("", *parts):
+            hook = partial(keep, name=name)
+            block.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    return seen
+
+
+def stream(seen: list[dict[str, np.ndarray]], family: Family) -> list[dict[str, float]]:
+    """Of what :func:`watch_stream` has seen: the input of the first block, then each block."""
+    rows = [states(seen[0]["in"])]
+    for of in seen:
+        x = of["in"].reshape(-1, WIDTH)
+        attention, mlp = (of[name] for name in family.writes)
+        first = x + attention
+        second = (of[family.norm] if family.norm else first) + mlp
+        if not family.norm:
+            np.testing.assert_allclose(second, of[""], atol=1e-12)
+        shares = share(attention, second if family.parallel else first), share(mlp, second)
+        names = ("attention_share", "mlp_share")
+        rows.append(states(of[""]) | dict(zip(names, shares, strict=True)))
+    return rows
 
 
 def attention_weights(model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:

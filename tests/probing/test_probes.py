@@ -7,16 +7,17 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from helpers.references import sink
+from helpers.references import share, sink, states
 from helpers.runs import Noisy, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lit_gamma import InputError, Transformer, gamma_init_, metrics, trajectory
-from lit_gamma.callbacks import AttentionSink, NormSaturation, Schedule
+from lit_gamma.callbacks import AttentionSink, HiddenStates, NormSaturation, Schedule
 from lit_gamma.probing.attention import watched_attention
 from lit_gamma.probing.forward import undisturbed
 from lit_gamma.probing.norms import watched_norms
+from lit_gamma.probing.stream import watched_stream
 
 EVERY = Schedule(every=1)
 
@@ -37,8 +38,9 @@ def test_the_first_norm_saturates_as_computed_by_hand(d_model, gamma, eps, expec
     assert seen[0].values["epsilon_share"].item() == pytest.approx(share, rel=0.01)
 
 
-def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
-    """Attention weights of every layer, (batch, heads, length, length), in float64 NumPy."""
+def explicit(model: Transformer, ids: np.ndarray) -> tuple[list[np.ndarray], list[dict]]:
+    """Attention weights of every layer, (batch, heads, length, length), and what is to be known of
+    the residual stream before and after it, in float64 NumPy."""
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     n, length = ids.shape
     heads, half = model.config.n_heads, model.config.head_width // 2
@@ -59,6 +61,7 @@ def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
         return torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
 
     x, found = w["embedding.weight"][ids], []
+    stream = [states(x)]
     for i in range(model.config.n_layers):
         b = {k.removeprefix(f"blocks.{i}."): v for k, v in w.items() if f"blocks.{i}." in k}
         y = norm(x) * b["attention_norm.weight"]
@@ -68,10 +71,15 @@ def explicit_attention(model: Transformer, ids: np.ndarray) -> list[np.ndarray]:
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         found.append(weights / weights.sum(-1, keepdims=True))
         o = (found[-1] @ v).transpose(0, 2, 1, 3).reshape(n, length, -1)
-        x = x + o @ b["attention.out.weight"].T
+        write = o @ b["attention.out.weight"].T
+        x = x + write
+        attention_share = share(write, x)
         y = norm(x) * b["mlp_norm.weight"]
-        x = x + gelu(y @ b["mlp.up.weight"].T) @ b["mlp.down.weight"].T
-    return found
+        write = gelu(y @ b["mlp.up.weight"].T) @ b["mlp.down.weight"].T
+        x = x + write
+        shares = {"attention_share": attention_share, "mlp_share": share(write, x)}
+        stream.append(states(x) | shares)
+    return found, stream
 
 
 class Weights(lightning.Callback):
@@ -89,10 +97,10 @@ class Weights(lightning.Callback):
 def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_path):
     kept = Weights()
     module = tiny_module(0.5, n_heads=2, gate="none", norm_eps=1e-3)
-    callbacks = NormSaturation(Schedule(every=4)), AttentionSink(Schedule(every=4)), kept
-    trainer = fit(tmp_path, *callbacks, module=module, max_steps=9)
+    probes = (probe(Schedule(every=4)) for probe in (NormSaturation, AttentionSink, HiddenStates))
+    trainer = fit(tmp_path, *probes, kept, module=module, max_steps=9)
     tables = trajectory.load(trainer.log_dir)
-    for table in (tables["attention_sink"], tables["norm_saturation"]):
+    for table in tables.values():
         assert sorted(set(table["step"])) == [0, 4, 8, 9]
     for step in (0, 8):
         model = Transformer(module.transformer.config)
@@ -102,10 +110,17 @@ def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_pa
         assert list(zip(rows["layer"], rows["head"], strict=True)) == [
             (0, 0), (0, 1), (1, 0), (1, 1)
         ]  # fmt: skip
-        for layer, weights in enumerate(explicit_attention(model, ids)):
+        attention, stream = explicit(model, ids)
+        for layer, weights in enumerate(attention):
             for name, values in sink(weights).items():
                 found = rows[rows["layer"] == layer][name]
                 np.testing.assert_allclose(found, values, rtol=1e-4)
+        rows = tables["hidden_states"].query(f"step == {step}").to_dict("records")
+        assert [row["module"][-8:] for row in rows] == ["ks.input", "blocks.0", "blocks.1"]
+        for row, expected in zip(rows, stream, strict=True):
+            assert (row["n_tokens"], row["width"]) == (8 * 9, 16)
+            for name, value in expected.items():
+                assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
         first = tables["norm_saturation"].query(f"step == {step}").iloc[0]
         x = kept.states[step]["embedding.weight"].double().numpy()[ids]
         share = 1e-3 / ((x**2).mean(-1) + 1e-3)
@@ -193,7 +208,7 @@ def test_attention_weights_are_those_of_torch():
 
 
 def test_training_does_not_notice_the_probe(tmp_path):
-    probes = NormSaturation(EVERY), AttentionSink(EVERY)
+    probes = NormSaturation(EVERY), AttentionSink(EVERY), HiddenStates(EVERY)
     ends = []
     for callbacks in ((), probes):
         lightning.seed_everything(3)
@@ -202,7 +217,7 @@ def test_training_does_not_notice_the_probe(tmp_path):
         logged = trainer.callback_metrics["loss"]
         ends.append([*module.state_dict().values(), logged, module.mean.compute(), torch.rand(3)])
     assert module.modes.count((True, False)) == 5
-    assert module.modes.count((False, False)) == 14  # W_0 .. W_5, and once to see what there is
+    assert module.modes.count((False, False)) == 21  # W_0 .. W_5, and once to see what there is
     for without, with_ in zip(*ends, strict=True):
         assert torch.equal(without, with_)
     heads = trajectory.load(trainer.log_dir)["attention_sink"].query("step == 5")
@@ -213,7 +228,8 @@ def test_training_does_not_notice_the_probe(tmp_path):
 def test_a_resumed_record_is_that_of_an_uninterrupted_run(tmp_path):
     def callbacks():
         saving = ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)
-        return NormSaturation(EVERY), AttentionSink(EVERY, samples=3), saving
+        probes = NormSaturation(EVERY), AttentionSink(EVERY, samples=3), HiddenStates(EVERY)
+        return *probes, saving
 
     whole = fit(tmp_path, *callbacks(), max_steps=6, enable_checkpointing=True)
     (half,) = (p for p in (tmp_path / "version_0").rglob("*.ckpt") if "step=3" in p.name)
@@ -235,6 +251,8 @@ def test_what_cannot_be_probed_is_said(tmp_path):
         fit(tmp_path, AttentionSink(), module=module, max_steps=1)
     with pytest.raises(InputError, match=r"NormSaturation finds no norm in .*LanguageModel"):
         fit(tmp_path, NormSaturation(), module=module, max_steps=1)
+    with pytest.raises(InputError, match=r"HiddenStates finds no block in .*LanguageModel"):
+        fit(tmp_path, HiddenStates(), module=module, max_steps=1)
     with pytest.raises(InputError, match="samples must be at least 1, got 0"):
         NormSaturation(samples=0)
 
@@ -249,3 +267,48 @@ def test_the_user_s_function_runs_the_probe_batch(tmp_path):
     trainer = fit(tmp_path, NormSaturation(samples=2, forward=forward), max_steps=1)
     assert set(ran) == {(2, 9)}
     assert len(trajectory.load(trainer.log_dir)["norm_saturation"]) == 2 * 5
+
+
+class Parallel(nn.Module):
+    """A block whose parts are joined in place before they are added to the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.ModuleDict({"out": nn.Linear(8, 8, bias=False)})
+        self.mlp = nn.ModuleDict({"down": nn.Linear(8, 8, bias=False)})
+
+    def forward(self, x):
+        out = self.mlp["down"](x).relu()
+        out += self.attention["out"](x) * 0.5
+        return nn.functional.dropout(out, training=False) + x
+
+
+def test_what_is_written_is_followed_through_sums_in_place():
+    block, x = Parallel(), torch.randn(3, 5, 8)
+    with undisturbed(block), watched_stream(block) as seen:
+        whole = block(x).double().numpy()
+        attention = (block.attention["out"](x) * 0.5).double().numpy()
+        mlp = block.mlp["down"](x).relu().double().numpy()
+    values = seen[-1].values
+    assert values["attention_share"].item() == pytest.approx(share(attention, whole), rel=1e-5)
+    assert values["mlp_share"].item() == pytest.approx(share(mlp, whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_tokens", [24, 96])  # fewer than channels, and more
+def test_random_states_read_one_over_their_nulls(n_tokens):
+    block, draw = Parallel(), torch.Generator().manual_seed(0)
+    block.forward = lambda x: torch.randn(n_tokens, 64, generator=draw)
+    with watched_stream(block) as seen:
+        for _ in range(400):
+            block(torch.zeros(1, 64))
+    found = [HiddenStates().settle(each.values) for each in seen[1::2]]
+    nulls = {q.name: q.null(n_tokens, 64) for q in HiddenStates.quantities if q.null}
+    for name, null in nulls.items():
+        ratios = np.array([values[name].item() for values in found]) / null
+        if name == "participation_ratio":
+            ratios = 1 / ratios  # Its null is the harmonic mean.
+        # The limit of large matrices is 0.2 % too large here.
+        bias = 0.003 if name == "effective_rank" else 0
+        error = ratios.std() / len(ratios) ** 0.5
+        assert error < 0.01, name  # sharp enough to mean something
+        assert ratios.mean() == pytest.approx(1, abs=4 * error + bias), name

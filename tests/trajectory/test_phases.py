@@ -134,7 +134,9 @@ def test_roles_are_means_of_their_matrices_which_take_turns():
         if row.role == "query":
             assert row.condensation_low <= 120 <= row.condensation_high
             assert row.expansion_step > row.condensation_step
-    with pytest.raises(InputError, match="condensation or effective_rank; the run has none"):
+    with pytest.raises(
+        InputError, match="condensation, effective_rank or hidden_states; the run has none"
+    ):
         phases_of({"token_loss": tables["x"]})
     with pytest.raises(InputError, match=r"min_change must be positive.*got 0"):
         phases_of(tables, 0)

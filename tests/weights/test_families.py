@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.families import FAMILIES, batch_of, token_loss
-from helpers.references import attention_weights, cosine, geometry, saturation, sink, watch_norms
+from helpers.references import (
+    attention_weights,
+    cosine,
+    geometry,
+    saturation,
+    sink,
+    stream,
+    watch_norms,
+    watch_stream,
+)
 from helpers.runs import ROOT
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,6 +31,7 @@ from lit_gamma.callbacks import (
     EffectiveRank,
     GammaInit,
     Gradients,
+    HiddenStates,
     NormSaturation,
     Overhead,
     RunSummary,
@@ -149,6 +159,20 @@ def check_norms(table, module: Module, step: int) -> None:
             assert row[quantity] == pytest.approx(value, rel=1e-4, abs=0), (name, quantity)
 
 
+def check_states(table, module: Module, step: int) -> None:
+    """What every block gives against its parts taken together by hand in float64."""
+    model, family = in_float64(module, step).eval(), module.family
+    seen = watch_stream(model, family)
+    token_loss(model, family.task, module.batches[0])
+    rows = table[table["step"] == step]
+    assert list(rows["module"]) == [f"model.{family.blocks}.{i}" for i in ("input", 0, 1)]
+    assert rows["layer"].tolist()[1:] == [0, 1]
+    for row, expected in zip(rows.to_dict("records"), stream(seen, family), strict=True):
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=3e-4, abs=1e-6), (row["module"], name)
+        assert np.isnan(row["mlp_share"]) == ("mlp_share" not in expected)
+
+
 def check_std(module: Module) -> None:
     """At step 0, every matrix and every role within 5 standard errors of d_in^-γ."""
     by_role: dict[str, list[np.ndarray]] = {}
@@ -163,9 +187,9 @@ def check_std(module: Module) -> None:
 
 DOC = ROOT / "docs" / "your_model.md"
 HEAD = """\
-| family | model | seen as | matrices | norms | heads | realised ÷ expected std |
-|---|---|---|---|---|---|---|"""
-PROBES = ("norm_saturation", "attention_sink")
+| family | model | seen as | matrices | norms | heads | states | realised ÷ expected std |
+|---|---|---|---|---|---|---|---|"""
+PROBES = ("norm_saturation", "attention_sink", "hidden_states")
 TABLE: dict[str, str] = {}
 """A line for each family whose test has passed."""
 
@@ -202,7 +226,7 @@ def recorded(module: Module, tmp_path, *callbacks):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
     module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
-    probes = () if name == "MLP" else (NormSaturation(), AttentionSink())
+    probes = () if name == "MLP" else (NormSaturation(), AttentionSink(), HiddenStates())
     tables = recorded(module, tmp_path, init, *probes)
     assert {*tables["overhead"]["callback"], "overhead"} == set(tables)  # the bills are times
     check_std(module)
@@ -211,6 +235,7 @@ def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_
         if probes:
             check_attention(tables["attention_sink"], module, step)
             check_norms(tables["norm_saturation"], module, step)
+            check_states(tables["hidden_states"], module, step)
     check_updates_and_gradients(tables, module)
     for step in (0, STEPS - 1):
         check_token_loss(tables["token_loss"], module, step)
