@@ -7,6 +7,8 @@ import shlex
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -138,9 +140,8 @@ def _examined(
     for gamma in gammas:
         reason = ""
         try:
-            # Not once for every γ: which devices there are.
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-            seen = command_line(Examination, ["doctor", *shared, f"--{GAMMA}={gamma}"])
+            with _devices_unsaid():
+                seen = command_line(Examination, ["doctor", *shared, f"--{GAMMA}={gamma}"])
             assert isinstance(seen, Examination)
             data = seen.datamodule
             reason = "; ".join(_bars(seen.diagnosis))
@@ -154,6 +155,18 @@ def _examined(
     if len(passed) < 2 or data is None:
         raise InputError(f"the doctor lets {len(passed)} of {len(gammas)} γ pass; two are needed")
     return passed, left_out, data
+
+
+@contextmanager
+def _devices_unsaid() -> Iterator[None]:
+    """Lightning does not say, once for every γ, which devices there are."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _bars(diagnosis: Diagnosis) -> list[str]:

@@ -70,11 +70,15 @@ def test_the_same_is_recorded_whoever_trains(recorded, driver):
 def test_two_processes_under_hugging_face_s_trainer_go_on_exactly(tmp_path):
     runs = ("'whole', 12", "'runs', 10", "'runs', 12, 'runs/checkpoint-10'")
     calls = "\n".join(f"train({arguments})" for arguments in runs)
+    calls += "\ntorch.distributed.barrier()\ntorch.distributed.destroy_process_group()\n"
     written = tmp_path / "script.py"
     written.write_text(script("hugging_face").read_text().partition("if __name__")[0] + calls)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*launch, written], cwd=tmp_path, env=environment, check=True, timeout=240)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launch, written], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
     whole, resumed = (trajectory.load(tmp_path / name) for name in ("whole", "runs"))
     for name, table in whole.items():
         pandas.testing.assert_frame_equal(resumed[name], table, check_exact=True)
