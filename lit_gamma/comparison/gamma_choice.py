@@ -24,7 +24,8 @@ LEAST = 0.01
 """What may be lost at least, in nats or as a share: less is not told apart."""
 
 CLOSED = 0.97
-"""A γ is catching up if its gap has come down to that share of its widest at most."""
+"""A γ is catching up if its gap has come down to that share of its widest at most, and still
+learning if its loss fell to that share at most in the last fifth of its run."""
 
 
 @dataclass(frozen=True)
@@ -98,31 +99,40 @@ def shared_range(judged: list[Judged]) -> tuple[Span, Span] | None:
     return (lower, upper) if lower[0] <= upper[0] else None
 
 
-def gaps(
-    sweep: SweepRuns, runs: pd.DataFrame, best: float, losses: list[str]
+def loss_curves(
+    sweep: SweepRuns, runs: pd.DataFrame, losses: list[str]
 ) -> dict[float, pd.DataFrame]:
-    """How far each larger γ is behind the best one, at every validation.
+    """The validation loss over the steps.
+
+    Returns:
+        γ to its loss, the mean over the sets, a row per step and a column per seed.
+    """
+    found: dict[float, dict[int, pd.Series]] = {}
+    for gamma, seed, run in zip(runs[GAMMA], runs["seed"], runs["run"], strict=True):
+        said = summary_of(Path(sweep.folder, run)).get("validations", {})
+        values = {int(step): np.mean([float(m[n]) for n in losses]) for step, m in said.items()}
+        found.setdefault(float(gamma), {})[int(seed)] = pd.Series(values, dtype=float)
+    return {gamma: pd.DataFrame(found[gamma]) for gamma in sorted(found)}
+
+
+def gaps(curves: Mapping[float, pd.DataFrame], best: float) -> dict[float, pd.DataFrame]:
+    """How far each larger γ is behind the best one, where both were validated more than once.
 
     Returns:
         γ to the gap in nats, a row per step and a column per seed.
     """
-    curve: dict[tuple[float, int], pd.Series] = {}
-    for gamma, seed, run in zip(runs[GAMMA], runs["seed"], runs["run"], strict=True):
-        said = summary_of(Path(sweep.folder, run)).get("validations", {})
-        values = {int(step): np.mean([float(m[n]) for n in losses]) for step, m in said.items()}
-        curve[float(gamma), int(seed)] = pd.Series(values, dtype=float)
-    found = {}
-    for gamma in sorted({g for g, _ in curve if g > best}):
-        seeds = [s for g, s in curve if g == gamma and (best, s) in curve]
-        apart = {s: curve[gamma, s] - curve[best, s] for s in seeds}
-        table = pd.DataFrame(apart).dropna()
-        if len(table) > 1:
-            found[gamma] = table
-    return found
+    apart = {g: (of - curves[best]).dropna(axis=1, how="all") for g, of in curves.items()}
+    found = {g: of.dropna() for g, of in apart.items() if g > best}
+    return {g: of for g, of in found.items() if len(of) > 1 and len(of.columns)}
 
 
-def in_words(judged: list[Judged], behind: Mapping[float, pd.DataFrame]) -> list[str]:
-    """The sentence, then what so short runs cannot tell."""
+def in_words(judged: list[Judged], curves: Mapping[float, pd.DataFrame]) -> list[str]:
+    """The sentence, then what so short runs cannot tell.
+
+    Args:
+        judged: By validation loss, and by reasoning if that is measured.
+        curves: The validation loss of each γ, of :func:`loss_curves`.
+    """
     said = [f"{_name(of)} is best at γ {of.window.best:g}" for of in judged]
     doubts = [of.doubt for of in judged if of.doubt]
     span = shared_range(judged)
@@ -131,26 +141,39 @@ def in_words(judged: list[Judged], behind: Mapping[float, pd.DataFrame]) -> list
     elif span is None:
         last = "no γ loses neither"
     else:
-        last = (
-            f"the range that loses {'neither' if len(judged) > 1 else 'nothing'} is {_range(span)}"
-        )
-    return [f"{_upper(', '.join(said))}; {last}.", _trend(judged[0], behind)]
+        loses = "neither" if len(judged) > 1 else "nothing"
+        last = f"the range that loses {loses} is {_range(span, judged[0].line.at[GAMMA])}"
+    return [f"{_upper(', '.join(said))}; {last}.", _trend(judged[0], curves)]
 
 
-def _trend(loss: Judged, behind: Mapping[float, pd.DataFrame]) -> str:
-    """Whether a larger γ catches up: its gap in every seed below its widest."""
+def _trend(loss: Judged, curves: Mapping[float, pd.DataFrame]) -> str:
+    """Whether a larger γ catches up, or was still learning when its runs ended."""
     best = loss.window.best
+    behind = gaps(curves, best)
     if best == loss.line.at[GAMMA].max():
         return f"The largest γ tried, {best:g}, has the lowest loss: a larger one may be lower yet."
     if not behind:
         return "How the loss went over the steps was not recorded: a longer run may tell otherwise."
-    catching = list(_catching_up(behind))
-    if not catching:
-        return (
-            "No larger γ was catching up in every seed by the end of these runs; smaller "
-            "initialization learns later, so longer runs may still tell otherwise."
-        )
-    return f"Longer runs may prefer a larger γ: {'; '.join(catching)}, in every seed."
+    if catching := list(_catching_up(behind)):
+        return f"Longer runs may prefer a larger γ: {'; '.join(catching)}, in every seed."
+    if learning := list(_still_learning({g: curves[g] for g in behind})):
+        return f"Too short to judge a larger γ: {'; '.join(learning)}, in every seed."
+    return (
+        "No larger γ was catching up in every seed by the end of these runs, or still learning; "
+        "smaller initialization learns later, so longer runs may still tell otherwise."
+    )
+
+
+def _still_learning(curves: Mapping[float, pd.DataFrame]) -> Iterator[str]:
+    for gamma, table in curves.items():
+        table = table.dropna()
+        since = max(0, int((table.index <= 0.8 * table.index[-1]).sum()) - 1)
+        before, now = table.iloc[since], table.iloc[-1]
+        if (now < CLOSED * before).all():
+            yield (
+                f"the loss of γ {gamma:g} fell from {number(before.mean())} to "
+                f"{number(now.mean())} in the last {table.index[-1] - table.index[since]:,} steps"
+            )
 
 
 def _catching_up(behind: Mapping[float, pd.DataFrame]) -> Iterator[str]:
@@ -164,9 +187,14 @@ def _catching_up(behind: Mapping[float, pd.DataFrame]) -> Iterator[str]:
             )
 
 
-def _range(span: tuple[Span, Span]) -> str:
+def _range(span: tuple[Span, Span], tried: pd.Series) -> str:
     low, high = span
-    return f"γ {_end(low, 'the smallest tried')} to {_end(high, 'the largest tried')}"
+    said = f"γ {_end(low, 'the smallest tried')} to {_end(high, 'the largest tried')}"
+    inside = [f"{g:g}" for g in tried if low[0] <= g <= high[0]]
+    outside = [f"{g:g}" for g in (*tried[tried < low[0]][-1:], *tried[tried > high[0]][:1])]
+    if not outside:
+        return said
+    return f"{said}: of those tried, {', '.join(inside) or 'none'}; {' and '.join(outside)} lose"
 
 
 def _end(span: Span, open_end: str) -> str:

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from lit_gamma.comparison.charts import Chart
-from lit_gamma.comparison.gamma_choice import LOSS, Judged, gaps, in_words, judge, with_loss
+from lit_gamma.comparison.gamma_choice import (
+    LOSS,
+    Judged,
+    gaps,
+    in_words,
+    judge,
+    loss_curves,
+    with_loss,
+)
 from lit_gamma.comparison.page import environment
 from lit_gamma.comparison.svg import Line, Marks, panel
 from lit_gamma.comparison.sweep_runs import GAMMA, SweepRuns, lower_is_better
@@ -37,8 +45,9 @@ def write_choice(
     if reasoning is not None and reasoning in sweep.table:
         judged.append(judge(sweep, reasoning)[0])
     losses = [loss] if loss else [m for m in sweep.measures if lower_is_better(m) and m != LOSS]
-    behind = gaps(sweep, runs, by_loss.window.best, losses)
-    said = [*in_words(judged, behind), *(f"{reason}." for reason in left_out)]
+    curves = loss_curves(sweep, runs, losses)
+    behind = gaps(curves, by_loss.window.best)
+    said = [*in_words(judged, curves), *(f"{reason}." for reason in left_out)]
     charts = [*(_over_gamma(of) for of in judged), *_trend(behind, by_loss.window.best)]
     path = Path(sweep.folder, "find-gamma.html")
     n_lines = max(len(chart.keys) for chart in charts) + 1

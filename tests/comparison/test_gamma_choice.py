@@ -7,7 +7,15 @@ import json
 import pytest
 
 from lit_gamma import InputError
-from lit_gamma.comparison.gamma_choice import LOSS, gaps, in_words, judge, shared_range, with_loss
+from lit_gamma.comparison.gamma_choice import (
+    LOSS,
+    gaps,
+    in_words,
+    judge,
+    loss_curves,
+    shared_range,
+    with_loss,
+)
 from lit_gamma.comparison.gamma_page import write_choice
 from lit_gamma.comparison.sweep_runs import GAMMA, load_sweep
 from lit_gamma.comparison.sweep_table import row, write_table
@@ -49,13 +57,24 @@ def test_the_range_that_loses_neither_is_where_both_are_as_good_as_their_best(tm
     assert lower[0] == pytest.approx(0.8 - 0.2 * 0.01 / (0.9067 - 0.3), abs=1e-3)
     # ... and 0.01 of the 0.5 nats that are lost from 0.8 to 1.0.
     assert upper[0] == pytest.approx(0.8 + 0.2 * 0.01 / 0.5, abs=1e-3)
-    behind = gaps(sweep, runs, 0.8, [SEEN])
+    curves = loss_curves(sweep, runs, [SEEN])
+    behind = gaps(curves, 0.8)
     assert list(behind) == [1.0]
     assert behind[1.0][1].to_list() == pytest.approx([3.5 - 1.8, 1.5 - 1.0])
-    sentence, trend = in_words([loss, reasoning], behind)
+    sentence, trend = in_words([loss, reasoning], curves)
     assert "the range that loses neither is γ 0.80 [" in sentence
+    assert "of those tried, 0.8; 0.6 and 1 lose." in sentence
     assert "Longer runs may prefer a larger γ" in trend
     assert "γ 1 was 1.700 nats behind at step 100 and 0.500 at step 200" in trend
+
+
+def test_a_larger_gamma_whose_own_loss_still_falls_is_not_judged(tmp_path):
+    # Its gap stays at 0.5, as the best γ learns as fast.
+    sweep = tried(tmp_path, [2.0, 1.0, 1.5, 1.6], GOOD, earlier=[2.0, 1.2, 1.7, 1.6])
+    loss, runs = judge(sweep, LOSS)
+    trend = in_words([loss], loss_curves(sweep, runs, [SEEN]))[1]
+    assert "Too short to judge a larger γ: the loss of γ 0.8 fell from 1.700 to 1.500" in trend
+    assert "γ 1 " not in trend
 
 
 def test_nothing_is_recommended_where_seeds_disagree(tmp_path):
