@@ -30,8 +30,9 @@ class RunSummary(Callback):
     effective rank, both ÷ null, and the ``phases``, see :func:`lit_gamma.trajectory.phases` (null:
     none, or an open end), the strongest ``in_words``.
     TensorBoard has these as Text.
-    TensorBoard's HParams compare runs by gamma, seed, learning rate and weight decay, as soon as
-    the validation metrics have names: from the start, if the trainer checks validation first.
+    TensorBoard's HParams compare runs by gamma, seed, optimizer, learning rate and weight decay, as
+    soon as the validation metrics have names: from the start, if the trainer checks validation
+    first.
 
     Beside it lies ``report.html``, what ``python -m lit_gamma report`` makes of the run; where it
     cannot be written, a warning says why.
@@ -166,6 +167,7 @@ class RunSummary(Callback):
             "init_std": made_with.get("init_std"),
             "init_from": made_with.get("init_from"),
             "seed": self._run.seed,
+            "optimizer": type(optimizer).__name__,
             "lr": optimizer.defaults["lr"],
             "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),
         }
