@@ -314,6 +314,8 @@ def test_several_processes_record_what_one_does(workspace, processes, strategy):
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
         added = ("GammaInit", "ProbeLoss", "Updates", "Gradients")
         arguments += tuple(f"--trainer.callbacks+={name}" for name in added)
+        for probe in ("HiddenStates", "AttentionSink"):  # The first four samples are rank 0's.
+            arguments += (f"--trainer.callbacks+={probe}", "--trainer.callbacks.samples=4")
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,
