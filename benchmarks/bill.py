@@ -36,6 +36,7 @@ def cases(data: str) -> dict[str, list[str]]:
     text = ["--config", "configs/text.yaml", "--data.data_files", data]
     found = {
         "configs/anchor.yaml": ["--config", "configs/anchor.yaml"],
+        "configs/everything.yaml": ["--config", "configs/everything.yaml"],
         "configs/text.yaml": text,
     }
     for name, (n_layers, n_heads, d_model, batch_size, steps) in MODELS.items():

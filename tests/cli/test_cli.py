@@ -299,6 +299,16 @@ def test_bad_input_gives_one_message_and_leaves_nothing(
     assert not Path("runs").exists()
 
 
+def test_one_config_records_everything(workspace, command_line):
+    command_line("fit", "--config=configs/everything.yaml", *TINY[1:], "--trainer.max_steps=10")
+    quantities = (ROOT / "docs/trajectory.md").read_text().split("<!-- quantities -->")[1]
+    documented = re.findall(r"^\| `(\w+)` \|", quantities.partition("\n\n")[0], re.M)
+    assert len(set(documented)) > 10
+    needs_questions = {"answer_accuracy"}
+    tables = trajectory.load("runs/everything/gamma0.8-seed1")
+    assert set(documented) - needs_questions <= set(tables)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "strategy"),

@@ -25,6 +25,7 @@ class Display:
     def __init__(self, jobs: int) -> None:
         self._off = not sys.stderr.isatty()
         self._ended = self._n_runs = 0
+        self._done: dict[str, float] = {}
         form = "{desc} {bar} {elapsed}, {remaining} left"
         self._whole = tqdm(bar_format=form, dynamic_ncols=True, disable=self._off)
         self._lines = [
@@ -60,7 +61,9 @@ class Display:
         said = [f"  {name}  {line}" for name, line in last.items()]
         for i, bar in enumerate(self._lines):
             bar.set_description_str(said[i] if i < len(said) else "")
-        self._whole.n = self._ended + sum(map(share_done, last.values()))
+        before = self._done
+        self._done = {name: share_done(line, before.get(name, 0.0)) for name, line in last.items()}
+        self._whole.n = self._ended + sum(self._done.values())
         self._whole.set_description_str(f"{self._ended} of {self._n_runs} runs")
 
     def close(self) -> None:
@@ -78,7 +81,7 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "starts"
 
 
-def share_done(line: str) -> float:
-    """The share of its steps that a run has made, by its bar; 0 where the bar says nothing."""
+def share_done(line: str, before: float) -> float:
+    """The share of its steps that a run has made, by its bar; as before where there is none."""
     bar = re.match(r"step (\d+)/(\d+)", line)
-    return int(bar[1]) / max(1, int(bar[2])) if bar else 0.0
+    return int(bar[1]) / max(1, int(bar[2])) if bar else before
