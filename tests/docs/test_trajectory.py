@@ -9,6 +9,7 @@ from itertools import groupby
 from helpers.runs import ROOT
 
 from callbacks.anchor_reasoning import AnchorReasoning
+from callbacks.key_embedding import KeyEmbedding
 from lit_gamma import callbacks
 from lit_gamma.callbacks import Quantity, TrajectoryCallback
 from lit_gamma.trajectory.table import snake_case
@@ -22,7 +23,7 @@ MOST = 6
 def recorders() -> list[type[TrajectoryCallback]]:
     public = [getattr(callbacks, name) for name in callbacks.__all__]
     found = [c for c in public if isinstance(c, type) and issubclass(c, TrajectoryCallback)]
-    return [c for c in [*found, AnchorReasoning] if c.quantities]
+    return [c for c in [*found, AnchorReasoning, KeyEmbedding] if c.quantities]
 
 
 def line(table: str, quantity: Quantity) -> str:
@@ -55,7 +56,7 @@ def test_every_column_of_the_record_is_documented_as_its_callback_says():
 
 
 def test_every_quantity_says_what_it_is():
-    assert len(recorders()) == 14
+    assert len(recorders()) == 15
     for callback in recorders():
         for quantity in callback.quantities:
             assert quantity.meaning, (callback, quantity.name)
