@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from lit_gamma.batch import IGNORED
 from lit_gamma.data.documents import LocalDocuments, Piece
@@ -54,6 +55,8 @@ def text_loss(
 ) -> TextLoss:
     """Computes the loss on text, in blocks of the model's ``context_length`` as in validation.
 
+    In a terminal a bar shows how far it is.
+
     Args:
         trained: The model.
         data_files: Paths or glob patterns of text, JSONL or Parquet files.
@@ -77,7 +80,8 @@ def text_loss(
         write_tokens(documents(), tokenizer, Path(folder))
         tokens = TokenFile(Path(folder))
         blocks = Blocks(tokens, model.config.context_length, tokenizer.end_of_text)
-        for index in torch.split(torch.arange(len(blocks)), batch_size):
+        batches = torch.split(torch.arange(len(blocks)), batch_size)
+        for index in tqdm(batches, "batches", leave=False, dynamic_ncols=True, disable=None):
             batch = {name: tensor.to(device) for name, tensor in blocks[index].items()}
             logits = model(batch["input_ids"]).flatten(0, 1).float()
             labels = batch["labels"].flatten()
