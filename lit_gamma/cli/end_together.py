@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from typing_extensions import override
 
 
@@ -17,15 +18,17 @@ class EndTogether(Callback):
     """Ends all processes after the same step, once SIGINT or SIGTERM has reached any of them.
 
     Each would end where it is otherwise, and wait for the others in what they never come to: the
-    last checkpoint. One process alone ends as Lightning has it.
+    last checkpoint. They agree on it a step late, so that no step waits for the device. One process
+    alone ends as Lightning has it.
     """
 
     def __init__(self) -> None:
         self._told = self._step = 0
+        self._agreed: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._told, self._step = 0, trainer.global_step
+        self._told, self._step, self._agreed = 0, trainer.global_step, None
         if _are_several():  # Lightning puts back at its end what was there before it.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._tell)
@@ -37,13 +40,29 @@ class EndTogether(Callback):
         if trainer.global_step == self._step or not _are_several():
             return
         self._step = trainer.global_step
-        told = torch.tensor(self._told, device=trainer.strategy.root_device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        if number := int(told):
+        before, self._agreed = self._agreed, _largest(self._told, trainer.strategy.root_device)
+        if before is None:
+            return
+        number, copied = before
+        if copied is not None:
+            copied.synchronize()
+        if int(number):
             raise KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
         self._told = self._told or number
+
+
+def _largest(value: int, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Of all processes, on the host once the event has come; nothing waits for it here."""
+    found = torch.full((), value, dtype=torch.int32, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    host = found.to("cpu", non_blocking=True)
+    if device.type != "cuda":
+        return host, None
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return host, copied
 
 
 def _are_several() -> bool:

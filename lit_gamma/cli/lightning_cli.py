@@ -113,10 +113,7 @@ class LitGammaCLI(LightningCLI):
         if config["enable_progress_bar"] is not False and not bars:
             # First, so that it stands there while the others measure the start.
             config["callbacks"] = callbacks = [Progress(), *callbacks]
-        config["callbacks"] = [
-            *callbacks,
-            EndTogether(),
-        ]  # Last, when others have recorded the step.
+        config["callbacks"] = [*callbacks, EndTogether()]  # When others have recorded the step.
         with in_one_line("trainer"):
             return super().instantiate_trainer(**kwargs)
 
