@@ -29,17 +29,24 @@ PANELS = (  # title, table, which rows, column, scale
     ("updates: effective rank ÷ random", "updates", BLOCKS, RANK, "linear"),
     ("updates: cos with the weights", "updates", BLOCKS, "cosine_with_weight", "linear"),
     ("gradients: norm", "gradients", BLOCKS, "norm", "log"),
+    ("keys: eigenvalues 1, 2, 3 of the covariance", "key_embedding", "", "eigenvalue", "log"),
+    ("keys: cos of neighbours", "key_embedding", "", "neighbour_cosine", "linear"),
 )  # fmt: skip
-STYLES = {-1.0: ":", 0.0: "--", 1.0: "-"}
-"""Layer to its line; -1 is the input of the blocks."""
+STYLES = {
+    **{"input": ":", "layer 0": "--", "layer 1": "-"},
+    **{"eigenvalue_3": ":", "eigenvalue_2": "--", "eigenvalue_1": "-", "neighbour_cosine": "-"},
+}
 
 
 def curves(run: Path, table: str, rows: str, column: str) -> pd.DataFrame:
-    """The mean over a layer's matrices: a row per step, a column per layer."""
+    """Of a row per step the columns of that name; else a column per layer, its matrices' mean."""
     values = trajectory.load(run, [table])[table]
+    if "layer" not in values:
+        named = values.set_index("step").filter(like=column)
+        return named[[name for name in named if name in STYLES]]
     values = values.query(rows) if rows else values
-    by_layer = values.assign(layer=values["layer"].fillna(-1.0)).groupby(["step", "layer"])
-    return by_layer[column].mean().unstack()
+    layers = values["layer"].map("layer {:.0f}".format, na_action="ignore").fillna("input")
+    return values.groupby(["step", layers])[column].mean().unstack()
 
 
 def half_way(curve: pd.Series) -> float:
@@ -53,8 +60,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/between-weights.png"))
     args = parser.parse_args()
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
-    for axes, (title, *what, scale) in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    for axes, (title, *what, scale) in zip(figure.subplots(2, 5).flat, PANELS, strict=True):
         for run, color in zip(args.runs, ("#0072b2", "#d55e00", "#009e73"), strict=False):
             for layer, curve in curves(run, *what).items():
                 curve = curve.dropna()
