@@ -63,13 +63,10 @@ def main() -> None:
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     for axes, (title, *what, scale) in zip(figure.subplots(2, 5).flat, PANELS, strict=True):
         for run, color in zip(args.runs, ("#0072b2", "#d55e00", "#009e73"), strict=False):
-            for layer, curve in curves(run, *what).items():
+            for name, curve in curves(run, *what).items():
                 curve = curve.dropna()
-                where = "input" if layer < 0 else f"layer {layer:.0f}"
-                label = f"{run.name}, {where}"
-                axes.plot(
-                    curve.index, curve, STYLES[layer], color=color, linewidth=1.2, label=label
-                )
+                label = f"{run.name}, {name}"
+                axes.plot(curve.index, curve, STYLES[name], color=color, linewidth=1.2, label=label)
                 if what[-1] == COSINE:
                     extreme = curve.loc[np.abs(np.log(curve / curve.iloc[0])).idxmax()]
                     print(
