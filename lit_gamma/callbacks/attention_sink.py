@@ -23,7 +23,8 @@ class AttentionSink(ProbeTrajectory):
     not: build Hugging Face models with ``attn_implementation="sdpa"``.
 
     Logged as ``5_attention_sink/<quantity>_over_null/<head>``: the ``quantities`` below over what
-    uniform attention to the same visible keys reads, which is where small initialization starts.
+    uniform attention to the same visible keys reads, which is where small initialization starts;
+    the largest logit, whose growth makes training unstable (arXiv 2302.05442), as it is.
 
     The arguments are those of :class:`ProbeTrajectory`. A layer's attention is held in memory
     whole, some five times samples · heads · length² floats: take fewer samples of long contexts.
@@ -41,6 +42,12 @@ class AttentionSink(ProbeTrajectory):
             "entropy of attention, mean of the queries but the first",
             unit="nats",
             chart="entropy of attention ÷ uniform",
+        ),
+        Quantity(
+            "largest_logit",
+            "largest logit of attention in the batch",
+            note="0 as weights vanish; NaN for nn.MultiheadAttention",
+            chart="largest logit of attention",
         ),
     )
     reference = "its value for uniform attention"

@@ -10,6 +10,7 @@ norm, and where attention goes.
 from lit_gamma.metrics._matrix import exact_products
 from lit_gamma.metrics.attention import (
     attention_entropy,
+    attention_logits,
     attention_weights,
     first_token_mass,
     uniform_attention,
@@ -84,6 +85,7 @@ __all__ = [
     "UpdateRatio",
     "aligned_fraction",
     "attention_entropy",
+    "attention_logits",
     "attention_weights",
     "column_grams",
     "cosine_matrix",

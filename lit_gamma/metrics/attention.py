@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def attention_weights(
+def attention_logits(
     query: Tensor,
     key: Tensor,
     attn_mask: Tensor | None = None,
@@ -21,7 +21,7 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Computes softmax(q kᵀ · scale), as ``torch.nn.functional.scaled_dot_product_attention`` does.
+    """Computes q kᵀ · scale, as ``torch.nn.functional.scaled_dot_product_attention`` does.
 
     Args:
         query: Shape (..., heads, n_queries, d_head).
@@ -33,18 +33,39 @@ def attention_weights(
         enable_gqa: Consecutive query heads share a key head.
 
     Returns:
-        Shape (..., heads, n_queries, n_keys), at least float32.
+        Shape (..., heads, n_queries, n_keys), at least float32, autocast or not; -∞ where a query
+        may not attend.
+
+    Example:
+        >>> ones = torch.ones(1, 2, 4)
+        >>> attention_logits(ones, ones, is_causal=True).tolist()
+        [[[2.0, -inf], [2.0, 2.0]]]
+    """
+    query, key = (x if x.dtype == torch.float64 else x.float() for x in (query, key))
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    with torch.autocast(query.device.type, enabled=False):
+        products = query @ key.mT
+    logits = products * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    return _masked(logits, attn_mask, is_causal)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Computes softmax(q kᵀ · scale), the softmax of :func:`attention_logits`.
 
     Example:
         >>> zeros = torch.zeros(1, 2, 4)  # All logits are equal.
         >>> attention_weights(zeros, zeros, is_causal=True).tolist()
         [[[1.0, 0.0], [0.5, 0.5]]]
     """
-    query, key = (x if x.dtype == torch.float64 else x.float() for x in (query, key))
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    logits = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    return _masked(logits, attn_mask, is_causal).softmax(-1)
+    return attention_logits(query, key, attn_mask, is_causal, scale, enable_gqa).softmax(-1)
 
 
 def _masked(logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:

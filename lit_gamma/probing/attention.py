@@ -20,29 +20,30 @@ from lit_gamma.weights.parameters import plain_path
 def watched_attention(module: nn.Module) -> Iterator[list[Seen]]:
     """Collects, of each call of attention, where each head attends.
 
-    Seen is what goes through ``torch.nn.functional.scaled_dot_product_attention``, whose weights
-    are computed again from query and key, ``torch.nn.MultiheadAttention``, and every softmax over
-    the last of four dimensions, as eager attention takes it. Kernels of other packages (flash,
-    flex) are not seen.
+    Seen is what goes through ``torch.nn.functional.scaled_dot_product_attention``, whose logits
+    are computed again from query and key, ``torch.nn.MultiheadAttention``, which shows weights but
+    no logits, and every softmax over the last of four dimensions, as eager attention takes it.
+    Kernels of other packages (flash, flex) are not seen.
 
     Args:
         module: Any module, to be run inside in evaluation mode: dropout is not computed again.
 
     Yields:
-        A list that fills up: ``first_token_mass``, ``entropy`` (nats), and what uniform attention
-        would read, ``uniform_mass`` and ``uniform_entropy``; all of shape (heads,).
+        A list that fills up: ``first_token_mass``, ``entropy`` (nats), ``largest_logit``, and what
+        uniform attention would read, ``uniform_mass`` and ``uniform_entropy``; all of shape
+        (heads,).
     """
     seen: list[Seen] = []
     inside = [""]
 
-    def note(weights: Tensor) -> None:
-        seen.append(Seen(inside[-1], _attention(weights)))
+    def note(weights: Tensor, logits: Tensor | None) -> None:
+        seen.append(Seen(inside[-1], _attention(weights, logits)))
 
     with _current_path(module, inside), _Watch(note):
         yield seen
 
 
-def _attention(weights: Tensor) -> dict[str, Tensor]:
+def _attention(weights: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
     uniform = metrics.uniform_attention(weights)
     values = {
         "first_token_mass": metrics.first_token_mass(weights),
@@ -50,7 +51,12 @@ def _attention(weights: Tensor) -> dict[str, Tensor]:
         "uniform_mass": metrics.first_token_mass(uniform),
         "uniform_entropy": metrics.attention_entropy(uniform),
     }
-    return {name: value.flatten(0, -2).nanmean(0) for name, value in values.items()}
+    means = {name: value.flatten(0, -2).nanmean(0) for name, value in values.items()}
+    if logits is None:
+        largest = torch.full_like(means["entropy"], torch.nan)
+    else:
+        largest = logits.flatten(0, -4).amax((0, 2, 3)).float()
+    return {**means, "largest_logit": largest}
 
 
 _SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -59,7 +65,7 @@ _SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 class _Watch(TorchFunctionMode):
     """Sees every call of PyTorch's functions, whatever name it goes by, and notes attention."""
 
-    def __init__(self, note: Callable[[Tensor], None]) -> None:
+    def __init__(self, note: Callable[[Tensor, Tensor | None], None]) -> None:
         super().__init__()
         self._note = note
 
@@ -74,10 +80,11 @@ class _Watch(TorchFunctionMode):
         if func is F.multi_head_attention_forward:  # Nothing that it calls is seen.
             return self._multi_head(args, kwargs)
         if func is F.scaled_dot_product_attention:
-            self._note(_weights(*args, **kwargs))
+            logits = _logits(*args, **kwargs)
+            self._note(logits.softmax(-1), logits)
         out = func(*args, **kwargs)
         if func in _SOFTMAXES and out.ndim == 4 and _dim(*args, **kwargs) in (-1, 3):
-            self._note(out.float())
+            self._note(out.float(), args[0] if args else kwargs["input"])
         return out
 
     def _multi_head(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -85,13 +92,13 @@ class _Watch(TorchFunctionMode):
         of_each_head = {**kwargs, "need_weights": True, "average_attn_weights": False}
         out, weights = F.multi_head_attention_forward(*args, **of_each_head)
         assert weights is not None
-        self._note(weights.float() if weights.ndim == 4 else weights.float().unsqueeze(0))
+        self._note(weights.float() if weights.ndim == 4 else weights.float().unsqueeze(0), None)
         if not kwargs.get("need_weights", True):
             return out, None
         return out, weights.mean(-3) if kwargs.get("average_attn_weights", True) else weights
 
 
-def _weights(
+def _logits(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -100,8 +107,8 @@ def _weights(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    """The weights of scaled_dot_product_attention, by its arguments."""
-    return metrics.attention_weights(query, key, attn_mask, is_causal, **options)
+    """The logits of scaled_dot_product_attention, by its arguments."""
+    return metrics.attention_logits(query, key, attn_mask, is_causal, **options)
 
 
 def _dim(input: Tensor, dim: Any = None, *_: Any, **__: Any) -> Any:

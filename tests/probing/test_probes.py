@@ -69,8 +69,9 @@ def explicit(model: Transformer, ids: np.ndarray) -> tuple[list[np.ndarray], lis
         logits = turn(q) @ turn(k).swapaxes(-1, -2) / np.sqrt(2 * half)
         logits[..., ~np.tri(length, dtype=bool)] = -np.inf
         weights = np.exp(logits - logits.max(-1, keepdims=True))
-        found.append(weights / weights.sum(-1, keepdims=True))
-        o = (found[-1] @ v).transpose(0, 2, 1, 3).reshape(n, length, -1)
+        weights /= weights.sum(-1, keepdims=True)
+        found.append((weights, logits.max((0, 2, 3))))
+        o = (weights @ v).transpose(0, 2, 1, 3).reshape(n, length, -1)
         write = o @ b["attention.out.weight"].T
         x = x + write
         attention_share = share(write, x)
@@ -111,8 +112,8 @@ def test_the_record_of_our_transformer_is_that_of_an_explicit_computation(tmp_pa
             (0, 0), (0, 1), (1, 0), (1, 1)
         ]  # fmt: skip
         attention, stream = explicit(model, ids)
-        for layer, weights in enumerate(attention):
-            for name, values in sink(weights).items():
+        for layer, (weights, largest) in enumerate(attention):
+            for name, values in (sink(weights) | {"largest_logit": largest}).items():
                 found = rows[rows["layer"] == layer][name]
                 np.testing.assert_allclose(found, values, rtol=1e-4)
         rows = tables["hidden_states"].query(f"step == {step}").to_dict("records")
@@ -188,12 +189,15 @@ def test_attention_is_seen_whatever_it_is_called_by_and_comes_out_the_same():
             assert got is None
         else:
             torch.testing.assert_close(got, value)
-    one_head = sink(torch.softmax(x @ x.mT / 8**0.5, -1)[:, None].double().numpy(), causal=False)
+    logits = x @ x.mT / 8**0.5
+    one_head = sink(torch.softmax(logits, -1)[:, None].double().numpy(), causal=False)
     two_heads = sink(expected[-1].detach().double().numpy(), causal=False)
     for each in seen:
         reference = one_head if each.path == "" else two_heads
         for name in ("first_token_mass", "entropy"):
             np.testing.assert_allclose(each.values[name].detach(), reference[name], rtol=1e-5)
+        largest = logits.max().expand(1) if each.path == "" else torch.full((2,), torch.nan)
+        torch.testing.assert_close(each.values["largest_logit"], largest, equal_nan=True)
 
 
 def test_attention_weights_are_those_of_torch():
