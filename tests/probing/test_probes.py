@@ -209,6 +209,9 @@ def test_attention_weights_are_those_of_torch():
         weights = metrics.attention_weights(q, k, enable_gqa=True, **options)
         out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
         torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out)
+        with torch.autocast("cpu", torch.bfloat16):
+            again = metrics.attention_weights(q, k, enable_gqa=True, **options)
+        assert torch.equal(again, weights)
 
 
 def test_training_does_not_notice_the_probe(tmp_path):
