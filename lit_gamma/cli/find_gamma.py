@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -41,12 +39,6 @@ class Examination(LitGammaCLI):
     def subcommands() -> dict[str, set[str]]:
         """``doctor`` alone."""
         return {"doctor": {"model", "datamodule"}}
-
-    @override
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
 
     @override
     def _set_seed(self) -> None:

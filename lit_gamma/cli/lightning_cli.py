@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ class LitGammaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and refuses a seed or a checkpoint that is none, before they are used."""
         try:
-            super().parse_arguments(parser, args)
+            with warnings.catch_warnings():  # Of a command that another one reads, as sweep does.
+                warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise InputError(with_nearest_option(condensed(str(error)), parser)) from error
         config = self.config[self.config["subcommand"]]

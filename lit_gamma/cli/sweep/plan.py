@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -34,12 +33,6 @@ class FitConfigs(LitGammaCLI):
     def subcommands() -> dict[str, set[str]]:
         """``fit`` alone."""
         return {"fit": LightningCLI.subcommands()["fit"]}
-
-    @override
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
 
     @override
     def _set_seed(self) -> None:
