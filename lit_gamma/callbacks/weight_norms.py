@@ -86,7 +86,7 @@ class WeightNorms(TrajectoryCallback):
         Quantity("mean_cosine", "mean cos between distinct rows", range="-1..1", note="null 0"),
         Quantity(
             "update_ratio",
-            "norm of the change since the recorded step before, over the norm then",
+            "norm of the change since the recorded step before, per step, over the norm then",
             chart="update ratio, mean",
             joined="mean",
         ),
@@ -199,6 +199,7 @@ class WeightNorms(TrajectoryCallback):
             change = before = torch.full_like(norms, torch.nan)
         else:
             change = torch.linalg.vector_norm(previous[0].sub_(values), dim=1)
+            change /= self.run.step - self.file.last_step
             self._spent[rows.positions], before = previous
         self._previous[rows.positions] = values, norms
         per_row = torch.stack((norms, change, before, norms.sign()), dim=1).square_()

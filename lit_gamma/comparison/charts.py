@@ -46,9 +46,9 @@ _SEEN = {
         "shape; it follows the few largest ones, between stable and effective rank."
     ),
     "update_ratio": (
-        "How far a recorded step moved a matrix, as a share of its norm. It has no null: at 0.01 a "
-        "hundred steps in one direction replace the matrix; it falls as weights grow and the "
-        "learning rate decays."
+        "How far a step moved a matrix, as a share of its norm; where only every k-th step is "
+        "recorded, a k-th of the way over k steps. It has no null: at 0.01 a hundred steps in one "
+        "direction replace the matrix; it falls as weights grow and the learning rate decays."
     ),
 }
 

@@ -21,7 +21,7 @@ class WeightNorms(callbacks.WeightNorms):
     """The same quantities, matrix by matrix, each as at the start of a run.
 
     The spectral norm is exact at every checkpoint, for none is near enough to the next for a warm
-    start. The update ratio is that of the change since the checkpoint measured before.
+    start. The update ratio is that of the change since the checkpoint measured before, per step.
     """
 
     @override
@@ -41,14 +41,13 @@ class WeightNorms(callbacks.WeightNorms):
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {**super().settle(measured), "update_ratio": measured["since_earlier"]}
 
-    @staticmethod
-    def _change(weights: StoredWeights, group: WeightGroup) -> Tensor:
+    def _change(self, weights: StoredWeights, group: WeightGroup) -> Tensor:
         if weights.earlier is None:
             return torch.full((1,), torch.nan)
         before = weights.matrix(group.positions[0], weights.earlier)
         norm: Tensor = before.norm()
         change: Tensor = before.sub_(group.weight[0]).norm()
-        return (change / norm)[None]
+        return (change / norm / (self.run.step - self.file.last_step))[None]
 
 
 def _as_at_a_start(group: WeightGroup, of: Run) -> Mapping[str, Tensor]:

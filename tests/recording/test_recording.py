@@ -296,6 +296,17 @@ def test_bf16_mixed_training_is_measured_on_its_float32_weights(tmp_path):
     assert len(set(ratios)) == len(ratios)
 
 
+def test_the_update_ratio_is_per_step_however_seldom_it_is_recorded(tmp_path):
+    snapshots = Snapshots()
+    trainer = fit(tmp_path, WeightNorms(Schedule(every=4)), snapshots, max_steps=10)
+    rows = trajectory.load(trainer.log_dir)["weight_norms"].query("role == 'lm_head'")
+    assert list(rows["step"]) == [0, 4, 8, 10]
+    for before, row in zip([0, 4, 8], list(rows.itertuples())[1:], strict=True):
+        old, new = (snapshots.weights[i][f"{row.matrix}.weight"] for i in (before, row.step))
+        moved = (new.double() - old.double()).norm() / old.double().norm()
+        assert row.update_ratio == pytest.approx(moved.item() / (row.step - before), rel=1e-4)
+
+
 def test_tensor_parallel_sizes_are_refused(monkeypatch):
     module = tiny_module()
     mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
