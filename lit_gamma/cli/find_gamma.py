@@ -21,7 +21,7 @@ from lit_gamma.cli.sweep.folder import SweepFolder
 from lit_gamma.cli.sweep.grid import axes
 from lit_gamma.cli.sweep.plan import FitConfigs, plan
 from lit_gamma.cli.sweep.planned import Config
-from lit_gamma.cli.terminal import wrapped
+from lit_gamma.cli.terminal import tell, wrapped
 from lit_gamma.comparison.gamma_page import write_choice
 from lit_gamma.comparison.sweep_runs import GAMMA, RATE, load_sweep
 from lit_gamma.doctor.diagnosis import Diagnosis
@@ -60,6 +60,7 @@ def find_gamma(arguments: list[str]) -> None:
     """
     asked, rest = _parser().parse_known_args(arguments)
     gammas, rates = _checked(asked)
+    tell(f"examining γ {', '.join(gammas)}")
     out = asked.out or Path("runs", f"{Path(asked.config[-1]).stem}-find-gamma")
     shared = [*(f"--config={path}" for path in asked.config), *_shortened(asked.steps), *rest]
     fits = command_line(FitConfigs, ["fit", *shared])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import textwrap
 from typing import TextIO
 
@@ -19,6 +20,12 @@ def wrapped(text: str, stream: TextIO) -> str:
         return text
     width = shutil.get_terminal_size().columns
     return "\n".join(_broken(line, width) for line in text.splitlines())
+
+
+def tell(text: str) -> None:
+    """Says what is being done to someone who waits for it: nothing where no terminal is."""
+    if sys.stderr.isatty():
+        print(wrapped(text, sys.stderr), file=sys.stderr)
 
 
 def _broken(line: str, width: int) -> str:

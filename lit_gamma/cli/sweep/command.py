@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -18,6 +19,7 @@ from lit_gamma.cli.sweep.grid import axes
 from lit_gamma.cli.sweep.plan import FitConfigs, plan
 from lit_gamma.cli.sweep.slurm import executor_for
 from lit_gamma.cli.sweep.work import Work, on_a_cluster, on_this_machine
+from lit_gamma.cli.terminal import tell
 from lit_gamma.errors import InputError
 
 
@@ -38,6 +40,8 @@ def sweep(arguments: list[str]) -> None:
             raise InputError(f"--{name} must be at least 1, got {getattr(asked, name)}")
     out = asked.out or Path("runs", f"{Path(asked.config[-1]).stem}-sweep")
     grid, options = axes(asked.grid), _pairs(asked.slurm)
+    n_runs = asked.seeds * math.prod(len(values) for values in grid.values())
+    tell(f"checking the configs of {n_runs} runs")
     shared = [*(f"--config={path}" for path in asked.config), *shared]
     fits = command_line(FitConfigs, ["fit", *shared])
     assert isinstance(fits, FitConfigs)

@@ -58,11 +58,11 @@ class Display:
         if self._off:
             return
         last = {name: last_line(log) for name, log in running}
-        said = [f"  {name}  {line}" for name, line in last.items()]
-        for i, bar in enumerate(self._lines):
-            bar.set_description_str(said[i] if i < len(said) else "")
         before = self._done
         self._done = {name: share_done(line, before.get(name, 0.0)) for name, line in last.items()}
+        said = [f"  {name}  {_in_short(line, self._done[name])}" for name, line in last.items()]
+        for i, bar in enumerate(self._lines):
+            bar.set_description_str(said[i] if i < len(said) else "")
         self._whole.n = self._ended + sum(self._done.values())
         self._whole.set_description_str(f"{self._ended} of {self._n_runs} runs")
 
@@ -85,3 +85,9 @@ def share_done(line: str, before: float) -> float:
     """The share of its steps that a run has made, by its bar; as before where there is none."""
     bar = re.match(r"step (\d+)/(\d+)", line)
     return int(bar[1]) / max(1, int(bar[2])) if bar else before
+
+
+def _in_short(line: str, done: float) -> str:
+    """A run's bar as it is; of what else it says only how far it must be."""
+    bar = line.startswith(("step ", "Validation "))
+    return line if bar else "ends" if done == 1 else "goes on" if done else "starts"
