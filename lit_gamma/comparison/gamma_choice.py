@@ -74,7 +74,9 @@ def judge(sweep: SweepRuns, measure: str) -> tuple[Judged, pd.DataFrame]:
     chance = flatness(line.runs)
     astray = int((sign * best < sign * half).sum())
     doubt = ""
-    if chance > CHANCE:
+    if line.n_runs.max() < 2:
+        doubt = f"{measure} has one seed of each γ, which tells nothing of chance"
+    elif chance > CHANCE:
         doubt = f"by {measure} the seeds differ as much as the γ do (p = {chance:.2f})"
     elif astray:
         doubt = (

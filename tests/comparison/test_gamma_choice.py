@@ -25,11 +25,11 @@ GAMMAS = (0.4, 0.6, 0.8, 1.0)
 
 
 def tried(folder, losses, shares, earlier=None):
-    """Three seeds at each of four γ; ``earlier`` are the losses half way."""
+    """Seeds at each of four γ, with these shares; ``earlier`` are the losses half way."""
     rows = []
     for i, gamma in enumerate(GAMMAS):
-        for seed in (1, 2, 3):
-            last = {SEEN: losses[i] + seed / 1e4, UNSEEN: shares[i][seed - 1]}
+        for seed, share in enumerate(shares[i], 1):
+            last = {SEEN: losses[i] + seed / 1e4, UNSEEN: share}
             first = {SEEN: (earlier or losses)[i] + seed / 1e4}
             summary = {
                 "status": "finished", "steps": 200, "metrics": last,
@@ -86,6 +86,14 @@ def test_nothing_is_recommended_where_seeds_disagree(tmp_path):
     assert "the range" not in sentence
     assert "No larger γ was catching up in every seed" in trend
     assert sentence.split(";")[0] in path.read_text()
+
+
+def test_one_seed_tells_nothing_of_chance(tmp_path):
+    sweep = tried(tmp_path, [2.0, 1.0, 1.1, 1.5], [[0.1], [0.9], [0.8], [0.1]])
+    loss, reasoning = (judge(sweep, measure)[0] for measure in (LOSS, UNSEEN))
+    sentence, _ = in_words([loss, reasoning], {})
+    assert "nothing is recommended, as val/loss has one seed of each γ" in sentence
+    assert "p = " not in sentence
 
 
 def test_one_measure_is_best_where_the_other_is_not(tmp_path):
