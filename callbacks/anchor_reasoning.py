@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_gamma import InputError, trajectory
+from callbacks.key_embedding import key_vectors, refuse_other_data
+from lit_gamma import trajectory
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
-from lit_gamma.data import AnchorComposition
 
 SEQUENCES = 500
 """Unseen sequences that are answered: a share has a standard error of 2 % at most."""
@@ -23,7 +23,7 @@ AT_ONCE = 250
 
 
 class AnchorReasoning(TrajectoryCallback):
-    """Records how the held-out pairs of :class:`AnchorComposition` are answered.
+    """Records how the held-out pairs of :class:`~lit_gamma.data.AnchorComposition` are answered.
 
     The first :data:`SEQUENCES` of the validation set "unseen" are answered. Logged as
     ``1_anchor_reasoning/<quantity>``: the ``quantities`` below. A uniform guess answers
@@ -54,11 +54,7 @@ class AnchorReasoning(TrajectoryCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data that has no held-out pair."""
-        if not isinstance(trainer.datamodule, AnchorComposition):
-            raise InputError(
-                f"AnchorReasoning reads the pairs of AnchorComposition, but the data is "
-                f"{type(trainer.datamodule).__name__}; leave the callback out"
-            )
+        refuse_other_data("AnchorReasoning reads the pairs", trainer)
 
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Answers the beginning of the unseen validation set."""
@@ -83,14 +79,11 @@ class AnchorReasoning(TrajectoryCallback):
 
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
         """Draws the plane of the keys."""
-        roles = [matrix.role for matrix in self.run.weights.matrices]
-        (group,) = self.run.weights.groups(self.run.step, [roles.index("embedding")])
+        vectors = key_vectors(self.run).double().cpu()
         if writer is None:  # Only now: sharded weights are gathered by all ranks together.
             return
         low, high = self.run.data.token_range
         keys = torch.arange(low, high + 1)
-        vectors = group.weight[0, low : high + 1].double().cpu()
-        vectors = vectors - vectors.mean(0)
         _, s, directions = torch.linalg.svd(vectors, full_matrices=False)
         x, y = (vectors @ directions[:2].T).T
         share = s[:2].square() / s.square().sum()

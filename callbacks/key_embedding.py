@@ -12,9 +12,36 @@ from torch import Tensor
 from lit_gamma import InputError
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
 from lit_gamma.data import AnchorComposition
+from lit_gamma.recording.run import Run
 
 EIGENVALUES = 5
 """How many are recorded, the largest first."""
+
+
+def refuse_other_data(what: str, trainer: Trainer) -> None:
+    """Refuses data other than the anchor task's.
+
+    Args:
+        what: Which callback reads what of it.
+        trainer: The trainer that has the data.
+
+    Raises:
+        InputError: It has other data.
+    """
+    if not isinstance(trainer.datamodule, AnchorComposition):
+        raise InputError(
+            f"{what} of AnchorComposition, but the data is {type(trainer.datamodule).__name__}; "
+            "leave the callback out"
+        )
+
+
+def key_vectors(run: Run) -> Tensor:
+    """The rows of the embedding that are keys, (n_keys, d_model), float32, less their mean."""
+    roles = [matrix.role for matrix in run.weights.matrices]
+    (group,) = run.weights.groups(run.step, [roles.index("embedding")])
+    low, high = run.data.token_range
+    vectors = group.weight[0, low : high + 1].float()
+    return vectors - vectors.mean(0)
 
 
 class KeyEmbedding(TrajectoryCallback):
@@ -52,19 +79,11 @@ class KeyEmbedding(TrajectoryCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data without keys."""
-        if not isinstance(trainer.datamodule, AnchorComposition):
-            raise InputError(
-                f"KeyEmbedding reads the keys of AnchorComposition, but the data is "
-                f"{type(trainer.datamodule).__name__}; leave the callback out"
-            )
+        refuse_other_data("KeyEmbedding reads the keys", trainer)
 
     def observe(self, trainer: Any, pl_module: Any) -> Mapping[str, Tensor]:
         """Looks at the rows of the embedding that are keys."""
-        roles = [matrix.role for matrix in self.run.weights.matrices]
-        (group,) = self.run.weights.groups(self.run.step, [roles.index("embedding")])
-        low, high = self.run.data.token_range
-        vectors = group.weight[0, low : high + 1].float()
-        vectors = vectors - vectors.mean(0)
+        vectors = key_vectors(self.run)
         gram = vectors.double() @ vectors.double().T / (len(vectors) - 1)
         near = torch.cosine_similarity(vectors[1:], vectors[:-1], dim=1)
         return {"gram": gram[None], "neighbour_cosine": near.mean()[None]}

@@ -148,6 +148,50 @@ def check_checkpoint(path: Path) -> None:
         raise InputError(f"{path} is no checkpoint that can be read: {fault}{advice}")
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is a sharded checkpoint, written to its end: ``meta.pt`` comes last."""
+    return (folder / ".metadata").is_file() and not _fault(folder / "meta.pt")
+
+
+def set_aside(path: Path) -> None:
+    """Makes room for a sharded checkpoint; the one that is there waits beside it, as ``.old``.
+
+    Raises:
+        OSError: The disk refuses it; what there was to go on from is still there.
+    """
+    old = _old(path)
+    if is_whole(path):
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    elif path.is_dir() and is_whole(old):
+        shutil.rmtree(path)
+
+
+def drop_old(path: Path) -> None:
+    """Removes what was set aside, once the checkpoint that takes its place is whole."""
+    old = _old(path)
+    if old.is_dir() and is_whole(path):
+        _to_disk(path / "meta.pt")
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def resume_point(path: Path) -> Path:
+    """A checkpoint's place, or that of the one set aside if the writer was killed.
+
+    Args:
+        path: Where the checkpoint should be.
+
+    Returns:
+        ``<path>.old`` if that is a whole sharded checkpoint and ``path`` is none, else ``path``.
+    """
+    old = _old(path)
+    return old if not path.is_file() and not is_whole(path) and is_whole(old) else path
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Says in one line what ``torch.load`` raises over a file inside.

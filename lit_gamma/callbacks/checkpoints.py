@@ -16,7 +16,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gamma.files import check_checkpoint, readable, save_checkpoint
+from lit_gamma.files import (
+    check_checkpoint,
+    drop_old,
+    readable,
+    save_checkpoint,
+    set_aside,
+)
 from lit_gamma.weights.sharding import all_finite
 
 
@@ -24,9 +30,10 @@ class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which never trades a good checkpoint for a bad one.
 
     A checkpoint appears under its name when it is whole and on disk, and is checked against its
-    checksums when training goes on from it. One that the disk refuses, or whose weights are not
-    finite, is left out with a warning: training goes on, and what was saved before stays. The last
-    step is always saved.
+    checksums when training goes on from it. A sharded one, a folder, is written in place, and the
+    one before it waits beside it as ``<name>.old`` until it is whole. One that the disk refuses, or
+    whose weights are not finite, is left out with a warning: training goes on, and what was saved
+    before stays. The last step is always saved.
     """
 
     @property
@@ -92,7 +99,7 @@ class Checkpoints(ModelCheckpoint):
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         finite = trainer.strategy.reduce_boolean_decision(all_finite(trainer.lightning_module))
-        fault = None if finite else "the weights are not finite"
+        fault = self._room_for(trainer, filepath) if finite else "the weights are not finite"
         if fault is None:
             try:
                 super()._save_checkpoint(trainer, filepath)
@@ -106,6 +113,18 @@ class Checkpoints(ModelCheckpoint):
                 "on, and the checkpoints before it stay"
             )
             raise _NotSavedError
+        if trainer.is_global_zero:
+            drop_old(Path(filepath))
+
+    def _room_for(self, trainer: Trainer, filepath: str) -> str | None:
+        """Makes room, before any rank writes; returns why there is none."""
+        fault = None
+        if trainer.is_global_zero:
+            try:
+                set_aside(Path(filepath))
+            except OSError as error:
+                fault = str(error)
+        return trainer.strategy.broadcast(fault)
 
     @contextmanager
     def _or_as_before(self) -> Iterator[None]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_gamma.errors import InputError
-from lit_gamma.files import check_checkpoint
+from lit_gamma.files import check_checkpoint, is_whole, resume_point
 
 _AT_LEAST = {
     "max_steps": -1,
@@ -58,23 +59,30 @@ def refuse_impossible(trainer: Mapping[str, Any]) -> None:
         raise InputError(f"trainer.val_check_interval must be positive, got {interval}")
 
 
-def refuse_no_checkpoint(path: str) -> None:
-    """Refuses a path that holds no checkpoint, or one that was cut short.
+def checkpoint_at(path: str) -> str:
+    """Where to go on from; refuses a path that holds no checkpoint, or one that was cut short.
 
     Args:
         path: A local file or folder, or what Lightning makes of ``last``, ``best`` and addresses.
 
+    Returns:
+        The path, or that of the sharded checkpoint before it if that one was not finished.
+
     Raises:
         InputError: It is missing, empty or damaged, or a folder without a whole sharded checkpoint.
     """
-    if not path or "://" in path:
-        return
-    file = Path(path)
+    if "://" in path:
+        return path
+    file = resume_point(Path(path))
+    if file != Path(path):
+        rank_zero_info(f"{path} was not written to its end: {file} is taken")
+        return str(file)
     if not file.exists():
         if path.endswith(".ckpt"):
             raise InputError(f"--ckpt_path {path} does not exist")
     elif file.is_dir():
-        if not all((file / name).exists() for name in (".metadata", "meta.pt")):
+        if not is_whole(file):
             raise InputError(f"--ckpt_path {path} is a folder without a whole sharded checkpoint")
     else:
         check_checkpoint(file)
+    return path

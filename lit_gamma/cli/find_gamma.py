@@ -137,7 +137,7 @@ def _examined(
                 seen = command_line(Examination, ["doctor", *shared, f"--{GAMMA}={gamma}"])
             assert isinstance(seen, Examination)
             data = seen.datamodule
-            reason = "; ".join(_bars(seen.diagnosis))
+            reason = "; ".join(bars(seen.diagnosis))
         except InputError as error:
             reason = str(error)
         if reason:
@@ -162,10 +162,9 @@ def _devices_unsaid() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _bars(diagnosis: Diagnosis) -> list[str]:
+def bars(diagnosis: Diagnosis) -> list[str]:
     """What keeps a γ from being tried: saturated norms, and weights that are not as drawn."""
-    kinds = ("norms are saturated", "not as drawn")
-    return [f.what for f in diagnosis.findings if any(kind in f.what for kind in kinds)]
+    return [f.what for f in diagnosis.findings if f.kind in ("saturated norms", "not as drawn")]
 
 
 def _parser() -> ArgumentParser:

@@ -23,7 +23,7 @@ import lit_gamma.data.addition
 import lit_gamma.data.anchor
 import lit_gamma.data.streamed_text  # noqa: F401 (so that the classes of data are found by name)
 from lit_gamma.callbacks import Checkpoints, Progress, RunSummary, TrajectoryCallback
-from lit_gamma.cli.bad_input import in_one_line, refuse_impossible, refuse_no_checkpoint
+from lit_gamma.cli.bad_input import checkpoint_at, in_one_line, refuse_impossible
 from lit_gamma.cli.config_files import ConfigFile, import_workspace_callbacks
 from lit_gamma.cli.end_together import EndTogether
 from lit_gamma.cli.parser_messages import condensed, with_nearest_option
@@ -127,7 +127,8 @@ class LitGammaCLI(LightningCLI):
         except ArgumentError as error:
             raise InputError(with_nearest_option(condensed(str(error)), parser)) from error
         config = self.config[self.config["subcommand"]]
-        refuse_no_checkpoint(str(config.get("ckpt_path") or ""))
+        if path := config.get("ckpt_path"):
+            config["ckpt_path"] = checkpoint_at(str(path))
         seed = config.get("seed_everything")
         if type(seed) is int and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything must lie in 0 .. 4294967295, got {seed}")

@@ -12,7 +12,12 @@ from lit_gamma.recording.summary import in_lines
 from lit_gamma.series import measure as record_of
 
 
-def measure(series: list[str], out: str, roles: dict[str, str | list[str]] | None = None) -> None:
+def measure(
+    series: list[str],
+    out: str,
+    roles: dict[str, str | list[str]] | None = None,
+    text: str | None = None,
+) -> None:
     """Record the weights of a series of checkpoints, as if its training had been recorded.
 
     Started again, it goes on where it was.
@@ -21,9 +26,11 @@ def measure(series: list[str], out: str, roles: dict[str, str | list[str]] | Non
         series: Checkpoints, folders or globs of some, or revisions REPO@step1000,step2000.
         out: Directory of the record.
         roles: Roles that names do not tell, by patterns of paths: {"*.mixer.in_proj": "mlp_up"}.
+        text: File that each model is run on, to record its loss per token, hidden states and
+            attention; needs checkpoints of this package, or folders that transformers can load.
     """
     torch.set_flush_denormal(True)  # As in training.
-    summary = record_of(series, out, roles=roles)
+    summary = record_of(series, out, roles=roles, text=text)
     measured, skipped = summary["series"]["checkpoints"], summary["series"]["skipped"]
     print(
         f"\n{summary['status']}: {measured} of {measured + len(skipped)} checkpoints, the last of "

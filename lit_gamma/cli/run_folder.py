@@ -99,8 +99,8 @@ def _of_a_run(ckpt_path: str | None, root: Path) -> Path | None:
     if ckpt_path is None:
         return None
     path = Path(ckpt_path).absolute()
-    its_own = path.name == "last.ckpt" and path.exists() and path.parents[2] == root.absolute()
-    return path if its_own else None
+    last = path.name in ("last.ckpt", "last.ckpt.old")  # The latter's successor is not whole.
+    return path if last and path.exists() and path.parents[2] == root.absolute() else None
 
 
 def _go_on(trainer: RunTrainer, checkpoint: Path) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from textwrap import indent
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_gamma import metrics
+from lit_gamma.doctor.finding import Finding
 from lit_gamma.init.audit import Audit, AuditRow
 from lit_gamma.probing.forward import Seen
 from lit_gamma.weights.neurons import NeuronMatrix
@@ -38,31 +38,6 @@ SPREAD = 0.25
 
 LOSS_ABOVE, LOSS_BELOW = 1.0, 0.3
 """Nats around ln(vocabulary) within which the first loss is as expected."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to change, or to know.
-
-    Attributes:
-        level: ``warning`` if it is likely to harm, ``note`` if opinions or cases differ.
-        what: What was found, with its figures.
-        reason: Why it matters.
-        source: Who says so.
-        remedy: What to do.
-    """
-
-    level: Literal["warning", "note"]
-    what: str
-    reason: str
-    source: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.level}: {self.what}\n  why     {self.reason}\n"
-            f"  source  {self.source}\n  remedy  {self.remedy}"
-        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +113,7 @@ def check_weights(case: Case) -> Checked:
             return fact, []
         return fact, [
             Finding(
+                "no single rule",
                 "warning",
                 f"no single rule has drawn the weights: gamma is {gammas[low]:.2f} for {low}, "
                 f"{gammas[high]:.2f} for {high}",
@@ -155,6 +131,7 @@ def check_weights(case: Case) -> Checked:
     worst = max(off, key=lambda row: abs(row.deviation))
     return fact, [
         Finding(
+            "not as drawn",
             "warning",
             f"{len(off)} of {len(case.audit)} matrices are not as drawn by the rule: {worst.name} "
             f"has std {worst.realised_std:.3g}, expected {worst.expected_std:.3g}",
@@ -178,6 +155,7 @@ def check_norms(case: Case) -> Checked:
     rms, out = (worst.values[name].item() for name in ("input_rms", "normalized_rms"))
     return fact, [
         Finding(
+            "saturated norms",
             "warning",
             f"{len(saturated)} of {len(shares)} norms are saturated: in {worst.path} epsilon is "
             f"{share:.0%} of the denominator (input RMS {rms:.2g}, output RMS {out:.2f}, not 1)",
@@ -211,6 +189,7 @@ def check_attention(case: Case) -> Checked:
     prone = f"softmax attention without a gate at gamma {case.gamma:.2f}"
     return fact, [
         Finding(
+            "attention sink",
             "warning" if long else "note",
             present if highest > SINK else prone,
             "small initialization intensifies attention sinks, which restrain it"
@@ -234,6 +213,7 @@ def check_weight_decay(case: Case) -> Checked:
         return fact, []
     return fact, [
         Finding(
+            "weight decay",
             "note",
             f"weight decay {given:g} is {'small' if small else 'large'} for gamma {gamma:.2f}",
             "a larger gamma usually goes with a larger weight decay (gamma 0.5 with 0.1, gamma 1 "
@@ -267,6 +247,7 @@ def check_loss(case: Case) -> Checked:
         remedy = "check the labels, and the precision"
     return fact, [
         Finding(
+            "first loss",
             "warning",
             f"the first loss is {loss:.3f} nats, expected {uniform:.3f} = ln({size})",
             reason,

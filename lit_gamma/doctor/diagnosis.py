@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_gamma.doctor.checks import CHECKS, Case, Finding
+from lit_gamma.doctor.checks import CHECKS, Case
+from lit_gamma.doctor.finding import Finding
 from lit_gamma.errors import InputError
 from lit_gamma.init.audit import Audit
 from lit_gamma.probing.attention import watched_attention

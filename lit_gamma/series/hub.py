@@ -38,7 +38,7 @@ class Revision:
         try:
             for name in WHOLE:
                 stem, _, end = name.partition(".")
-                files = [f"{stem}*.{end}", f"{name}.index.json", "config.json"]
+                files = [f"{stem}*.{end}", f"{name}.index.json", "config.json", "tokenizer*.json"]
                 folder = snapshot_download(self.repo, revision=self.name, allow_patterns=files)
                 if is_folder_of_one(Path(folder)):
                     return Path(folder)

@@ -14,12 +14,15 @@ from tqdm import tqdm
 from lit_gamma.callbacks import Condensation, EffectiveRank, Overview, Schedule
 from lit_gamma.comparison.report import write_report
 from lit_gamma.errors import InputError
+from lit_gamma.probing.blocks import Batch
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.summary import summarize, write_summary
 from lit_gamma.recording.weights import WeightTrajectory
 from lit_gamma.series.members import Member, members
+from lit_gamma.series.models import open_model
 from lit_gamma.series.norms import WeightNorms
+from lit_gamma.series.probes import ProbeText
 from lit_gamma.series.settled import SettledFile
 from lit_gamma.series.state import State
 from lit_gamma.series.stored import Stored, open_stored
@@ -33,6 +36,7 @@ def measure(
     out: str | Path,
     callbacks: Sequence[TrajectoryCallback] | None = None,
     roles: Roles | None = None,
+    text: str | Path | None = None,
 ) -> dict[str, Any]:
     """Records a series of checkpoints as if their training had been recorded at these steps.
 
@@ -52,13 +56,17 @@ def measure(
             ``EffectiveRank`` and :class:`~lit_gamma.series.norms.WeightNorms` of all matrices at
             every checkpoint, and ``Overview``.
         roles: Roles that names do not tell, see :func:`lit_gamma.neurons`.
+        text: A file that each checkpoint's model is run on, one in memory at a time: ``ProbeLoss``,
+            ``HiddenStates`` and ``AttentionSink`` are recorded besides. The checkpoints must be
+            those of :class:`~lit_gamma.LanguageModel`, or folders that ``transformers`` can load,
+            and have their tokenizer.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
         InputError: There is no series, none of it can be read, its shapes differ, ``out`` holds
-            another record, or a callback needs more than weights.
+            another record, a callback needs more than weights, or the text cannot be read.
     """
     for callback in callbacks or ():
         if not isinstance(callback, (WeightTrajectory, WeightNorms, Overview)):
@@ -67,7 +75,8 @@ def measure(
                 "one by one: give a WeightTrajectory, or lit_gamma.series.WeightNorms"
             )
     found = members([series] if isinstance(series, str) else series)
-    measuring = _Measuring(found, Path(out), callbacks or default_callbacks(), roles)
+    probe = None if text is None else ProbeText(Path(text))
+    measuring = _Measuring(found, Path(out), callbacks or default_callbacks(), roles, probe)
     with measuring.bar:
         for member in measuring.ahead:
             measuring.go_on_to(member)
@@ -88,6 +97,7 @@ class _Measuring:
         folder: Where the record goes.
         callbacks: What is recorded.
         roles: Roles that names do not tell.
+        text: What models are run on, if anything.
 
     Attributes:
         ahead: The checkpoints that are still to be measured.
@@ -100,9 +110,18 @@ class _Measuring:
         folder: Path,
         callbacks: Sequence[TrajectoryCallback],
         roles: Roles | None,
+        text: ProbeText | None,
     ) -> None:
-        self._found, self._folder, self._callbacks, self._roles = found, folder, callbacks, roles
+        self._found, self._folder, self._roles, self._text = found, folder, roles, text
+        self._callbacks = [*callbacks, *(text.callbacks() if text else [])]
+        digest = text.digest if text else ""
         self._state = State.read(folder)
+        if self._state.steps and self._state.text != digest:
+            raise InputError(
+                f"--out {folder} was measured {'on another' if self._state.text else 'without a'} "
+                "--text; name another folder"
+            )
+        self._state.text = digest
         self.ahead = [member for member in found if member.step > self._state.last]
         self._warn_of_late_ones()
         self.bar = tqdm(
@@ -118,23 +137,44 @@ class _Measuring:
     def go_on_to(self, member: Member) -> None:
         """Measures a checkpoint, or skips it if it cannot be read."""
         path = member.fetch()
+        if self._run is not None:
+            self._run.module = self._weights.module  # One model in memory at a time.
         try:
             stored = open_stored(path)
+            model = open_model(path) if self._text else None
         except InputError as error:
             self._skip(member, error)
             return
-        begins = self._run is None
+        begins, first = self._run is None, None
+        if begins and self._text and model:  # Before anything is written.
+            first = self._text.cut_for(model)
         run = self._begin(stored, member.step) if self._run is None else self._run
         self._weights.show(stored)
         run.step = member.step
         self.bar.set_postfix(step=member.step)
-        for callback in self._callbacks:
-            if begins:
-                callback.start(run)
-            else:
+        if model is not None:
+            run.module = model.module
+        if begins:
+            self._start(run, first)
+        else:
+            for callback in self._callbacks:
                 callback.measure_if_due()
         self._weights.earlier = stored
         self._keep(run)
+
+    def _start(self, run: Run, first: Batch | None) -> None:
+        """Starts the callbacks, and leaves out those that see nothing in the model's forward."""
+        if self._text is not None:
+            self._text.show(run)
+        for callback in self._callbacks:
+            callback.start(run)
+            if callback.needs_batches:
+                try:
+                    callback.before(first)
+                except InputError as error:
+                    warnings.warn(str(error), stacklevel=2)
+                    self._callbacks = [c for c in self._callbacks if c is not callback]
+        run.callbacks = self._callbacks
 
     def finish(self) -> dict[str, Any]:
         """Ends the record, and writes its summary and its page."""
@@ -144,6 +184,9 @@ class _Measuring:
         if run is None:
             run = self._begin(self._any(), state.last)
         else:
+            last = self._weights.earlier
+            if self._text and last is not None and run.module is self._weights.module:
+                run.module = open_model(last.path).module  # It made room for one that is broken.
             for callback in self._callbacks:
                 callback.measure_if_due(last=True)  # A picture of the last one.
             for callback in self._callbacks:

@@ -24,6 +24,7 @@ class State:
         matrices: Path and shape of each weight matrix.
         files: Name of a callback to how far its record goes.
         seconds: How long it took.
+        text: SHA-256 of the text that models were run on; empty without one.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -31,6 +32,7 @@ class State:
     matrices: list[list[Any]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    text: str = ""
 
     @property
     def last(self) -> int:

@@ -80,10 +80,18 @@ def _from_transformers(path: Path) -> Trained:
     model = Transformer(shape)
     read_weights_(model, path, config)
     hyperparameters = {**config.get("lit_gamma", {}), "transformer": asdict(shape)}
-    tokenizer = None
-    if (path / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(str(path / "tokenizer.json"), _end_of_text(path))
-    return Trained(model.eval(), hyperparameters, tokenizer)
+    return Trained(model.eval(), hyperparameters, folder_tokenizer(path))
+
+
+def folder_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer of a folder of ``transformers``; None where there is no ``tokenizer.json``.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    if not (path / "tokenizer.json").is_file():
+        return None
+    return load_tokenizer(str(path / "tokenizer.json"), _end_of_text(path))
 
 
 def _end_of_text(path: Path) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -17,7 +19,14 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_gamma import InputError
 from lit_gamma.callbacks import Checkpoints, KeepCheckpoints, RunSummary, Schedule
 from lit_gamma.callbacks.checkpoints import WholeCheckpointIO
-from lit_gamma.files import check_checkpoint, save_checkpoint
+from lit_gamma.files import (
+    check_checkpoint,
+    drop_old,
+    is_whole,
+    resume_point,
+    save_checkpoint,
+    set_aside,
+)
 from lit_gamma.trajectory.tensorboard import keep_writing, write_values
 
 
@@ -109,6 +118,52 @@ def test_a_checkpoint_goes_on_as_lightnings_own(tmp_path):
     assert a.keys() == b.keys()
     for name, weight in a["state_dict"].items():
         assert torch.equal(weight, b["state_dict"][name])
+
+
+class Killed(BaseException):
+    """Stands in for ``kill -9``: nothing is done after it."""
+
+
+def written_until(n: int, path: Path, step: int) -> None:
+    """Writes a sharded checkpoint, and is killed before the n-th change of a file or folder."""
+    left = iter([False] * n)
+
+    def unless_killed(change):
+        def changed(*args, **kwargs):
+            if next(left, True):
+                raise Killed
+            return change(*args, **kwargs)
+
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "mkdir", "unlink", "rmdir"):
+            patch.setattr(os, name, unless_killed(getattr(os, name)))
+        set_aside(path)
+        path.mkdir(exist_ok=True)
+        for name in ("__0_0.distcp", ".metadata", "meta.pt"):
+            unless_killed((path / name).write_bytes)(b"PK")
+        unless_killed(torch.save)({"global_step": step}, path / "meta.pt")
+        drop_old(path)
+
+
+def test_a_sharded_checkpoint_whose_writer_is_killed_leaves_the_one_before_it(tmp_path):
+    path, step = tmp_path / "last.ckpt", 1
+    written_until(100, path, step)
+    for n in itertools.count():
+        try:
+            written_until(n, path, step + 1)
+        except Killed:
+            left = resume_point(path)
+            assert is_whole(left)
+            found = torch.load(left / "meta.pt", weights_only=True)["global_step"]
+            assert found in (step, step + 1)
+            step = found
+        else:
+            break
+    assert n > 10
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.load(path / "meta.pt", weights_only=True)["global_step"] == step + 1
 
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):

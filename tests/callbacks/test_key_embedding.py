@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gamma import trajectory
 
@@ -26,9 +27,17 @@ def test_eigenvalues_and_neighbours_are_those_of_the_weights(workspace, command_
     cosine = np.mean([unit[k] @ unit[k + 1] for k in range(79)])
     assert rows.loc[20, "neighbour_cosine"] == pytest.approx(cosine, abs=1e-6)
     assert abs(rows.loc[0, "neighbour_cosine"]) < 4 / np.sqrt(79 * 16)  # As drawn: in no order.
+    pictures = (
+        EventAccumulator(run, {"images": 0}).Reload().Images("1_anchor_reasoning/key_embedding")
+    )
+    assert [picture.step for picture in pictures] == [0, 1, 3, 10, 20]
 
 
-def test_data_without_keys_is_refused(workspace, command_line):
-    with pytest.raises(SystemExit, match="the data is Addition; leave the callback out"):
-        command_line("fit", "-c", "configs/addition.yaml", "--trainer.callbacks+=KeyEmbedding",
-                     "--trainer.accelerator=cpu")  # fmt: skip
+@pytest.mark.parametrize(
+    "reads", ["KeyEmbedding reads the keys", "AnchorReasoning reads the pairs"]
+)
+def test_data_of_another_task_is_refused(workspace, command_line, reads):
+    message = f"{reads} of AnchorComposition, but the data is Addition; leave the callback out"
+    with pytest.raises(SystemExit, match=message):
+        command_line("fit", "-c", "configs/addition.yaml", "--trainer.accelerator=cpu",
+                     f"--trainer.callbacks+={reads.split()[0]}")  # fmt: skip

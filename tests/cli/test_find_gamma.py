@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from helpers.runs import ROOT, TINY
 
-from lit_gamma.cli.find_gamma import gammas_of
+from lit_gamma.cli.find_gamma import bars, gammas_of
+from lit_gamma.doctor.diagnosis import Diagnosis
+from lit_gamma.doctor.finding import Finding, Kind
 
 FIND = ["find-gamma", *TINY, "--steps=20", "--model.optimizer.warmup_steps=2", "--out=runs/f"]
 
@@ -17,6 +20,11 @@ FIND = ["find-gamma", *TINY, "--steps=20", "--model.optimizer.warmup_steps=2", "
 def test_a_range_is_read_as_it_is_written():
     assert gammas_of("0.4,0.8") == ["0.4", "0.5", "0.6", "0.7", "0.8"]
     assert gammas_of("0.5,1,0.25") == ["0.5", "0.75", "1"]
+
+
+def test_saturated_norms_and_weights_not_as_drawn_bar_a_gamma_whatever_their_words():
+    findings = (Finding(kind, "warning", kind[::-1], "", "", "") for kind in get_args(Kind))
+    assert bars(Diagnosis({}, tuple(findings))) == ["nward sa ton", "smron detarutas"]
 
 
 @pytest.mark.slow

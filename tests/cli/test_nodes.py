@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 from helpers.runs import ROOT, TINY
 
 from lit_gamma import trajectory
@@ -82,3 +83,37 @@ def test_two_nodes_that_are_told_to_end_save_the_same_step(workspace):
             node.kill()
     assert (LAST / "meta.pt").is_file()
     assert '"status": "terminated"' in (RUN / "summary.json").read_text()
+
+
+KILLS = """
+import os, signal, torch
+
+save = torch.save
+
+def killed_at_step_4(saved, file):
+    if str(file).endswith("last.ckpt/meta.pt") and saved["global_step"] == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(saved, file)
+
+torch.save = killed_at_step_4
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_run_killed_as_it_writes_goes_on_from_the_checkpoint_before(workspace):
+    base, kills = Path("configs/base.yaml"), Path("callbacks/kills.py")
+    every = "every_n_train_steps: 500"
+    assert every in base.read_text()
+    base.write_text(base.read_text().replace(every, "every_n_train_steps: 2"))
+    kills.write_text(KILLS)
+    (killed,) = launch(workspace, 1, 2, "--trainer.max_steps=100")
+    assert killed.wait(timeout=120) != 0
+    assert sorted(path.name for path in LAST.parent.glob("last*")) == ["last.ckpt", "last.ckpt.old"]
+    assert not (LAST / "meta.pt").exists()
+    kills.unlink()
+    (resumed,) = launch(workspace, 1, 2, "--trainer.max_steps=6", f"--ckpt_path={LAST}")
+    assert resumed.wait(timeout=120) == 0
+    assert [path.name for path in LAST.parent.glob("last*")] == ["last.ckpt"]
+    assert torch.load(LAST / "meta.pt", weights_only=False)["global_step"] == 6
+    assert [path.name for path in RUN.parent.iterdir()] == [RUN.name]
+    assert list(trajectory.load(RUN)["token_loss"]["step"]) == list(range(6))

@@ -38,45 +38,48 @@ def test_a_healthy_module_gets_its_figures_and_no_finding():
     assert usual.facts["weight decay"] == "0.1 at gamma 0.81"
 
 
-def findings(diagnosis) -> list[tuple[str, str]]:
-    return [(finding.level, finding.what) for finding in diagnosis.findings]
+def findings(diagnosis) -> list[tuple[str, str, str]]:
+    return [(finding.kind, finding.level, finding.what) for finding in diagnosis.findings]
 
 
 def test_each_illness_is_named_with_its_figures():
     lightning.seed_everything(0)
     module = tiny_module(1.0, d_model=768, n_layers=1, norm_eps=1e-5)
-    ((level, what),) = findings(examined(module))
-    assert (level, what) == (
+    (found,) = findings(examined(module))
+    assert found == (
+        "saturated norms",
         "warning",
         "3 of 3 norms are saturated: in transformer.blocks.0.attention_norm epsilon is 86% of the "
         "denominator (input RMS 0.0013, output RMS 0.38, not 1)",
     )
 
-    ((level, what),) = findings(examined(tiny_module(0.8, gate="none")))
-    assert (level, what[:38]) == ("note", "softmax attention without a gate at ga")
+    ((kind, level, what),) = findings(examined(tiny_module(0.8, gate="none")))
+    assert (kind, level) == ("attention sink", "note")
+    assert what.startswith("softmax attention without a gate at ga")
     ids = torch.randint(100, (2, 128))
     long = {"input_ids": ids, "labels": ids.roll(-1, 1)}
-    ((level, _),) = findings(examined(tiny_module(0.8, gate="none", context_length=128), long))
+    ((_, level, _),) = findings(examined(tiny_module(0.8, gate="none", context_length=128), long))
     assert level == "warning"
 
-    ((level, what),) = findings(examined(tiny_module(1.0), weight_decay=0.1))
-    assert (level, what) == ("note", "weight decay 0.1 is small for gamma 1.00")
+    (found,) = findings(examined(tiny_module(1.0), weight_decay=0.1))
+    assert found == ("weight decay", "note", "weight decay 0.1 is small for gamma 1.00")
 
-    ((level, what),) = findings(examined(tiny_module(0.5), weight_decay=0.6))
-    assert (level, what) == ("note", "weight decay 0.6 is large for gamma 0.50")
+    (found,) = findings(examined(tiny_module(0.5), weight_decay=0.6))
+    assert found == ("weight decay", "note", "weight decay 0.6 is large for gamma 0.50")
 
     module = tiny_module(0.5)
     with torch.no_grad():
         module.transformer.lm_head.weight.mul_(20)
     weights, loss = findings(examined(module))
-    assert weights[1].startswith("1 of 16 matrices are not as drawn by the rule: lm_head has std")
-    assert loss[1].startswith("the first loss is ")
+    assert (weights[0], loss[0]) == ("not as drawn", "first loss")
+    assert weights[2].startswith("1 of 16 matrices are not as drawn by the rule: lm_head has std")
+    assert loss[2].startswith("the first loss is ")
 
     module = tiny_module(0.1, tie_embeddings=True)  # logits of std 16^0.3, or 16^0.8 for the input
-    ((_, what),) = findings(examined(module))
+    ((*_, what),) = findings(examined(module))
     assert what.endswith("nats, expected 4.700 = ln(110)")
     masked = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
-    ((_, what),) = findings(examined(tiny_module(0.5), masked))
+    ((*_, what),) = findings(examined(tiny_module(0.5), masked))
     assert what.startswith("the first loss is nan nats")
 
 
@@ -92,12 +95,13 @@ def test_any_model_and_batch():
     batch = {"input_ids": ids, "labels": ids}
     gate_attention_(model)
     audit = gamma_init_(model, 0.9)
-    ((_, what),) = findings(diagnose(model, batch, audit))
+    ((*_, what),) = findings(diagnose(model, batch, audit))
     assert what.startswith("5 of 5 norms are saturated: in model.layers")
     plain = transformers.LlamaForCausalLM(config)
     plain.model.embed_tokens.weight.data.normal_()
-    own = findings(diagnose(plain, batch, weight_decay=0.0))[0]
-    assert own[1].startswith("no single rule has drawn the weights: gamma is -0.00 for embedding")
+    kind, _, own = findings(diagnose(plain, batch, weight_decay=0.0))[0]
+    assert kind == "no single rule"
+    assert own.startswith("no single rule has drawn the weights: gamma is -0.00 for embedding")
     with pytest.raises(InputError, match="ReLU has no weight matrix"):
         diagnose(nn.ReLU(), torch.zeros(2, 2))
     mlp = diagnose(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.ones(4, 8))

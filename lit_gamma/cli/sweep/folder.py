@@ -16,7 +16,7 @@ from lit_gamma.cli.sweep.planned import Config, PlannedRun, content
 from lit_gamma.comparison.settings import differing, flat
 from lit_gamma.comparison.sweep_table import has_ended, row, summary_of, write_table
 from lit_gamma.errors import InputError
-from lit_gamma.files import replacing
+from lit_gamma.files import replacing, resume_point
 
 
 class SweepFolder:
@@ -125,7 +125,7 @@ class SweepFolder:
         What began and left no checkpoint is removed, as the run takes its place.
         """
         at = self.where(run)
-        if at is not None and (last := at / "checkpoints" / "last.ckpt").exists():
+        if at is not None and resume_point(last := at / "checkpoints" / "last.ckpt").exists():
             return [*run.arguments, f"--ckpt_path={last}"]
         unnamed = self.path / run.name
         for left in (at, unnamed if not self._content(unnamed / "config.yaml") else None):
