@@ -189,7 +189,7 @@ def resume_point(path: Path) -> Path:
 
 
 def _old(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
+    return path.parent / f"{path.name}.old"  # with_name refuses "." and "/".
 
 
 @contextmanager
