@@ -3,6 +3,7 @@
 from lit_gamma.callbacks.answer_accuracy import AnswerAccuracy
 from lit_gamma.callbacks.attention_sink import AttentionSink
 from lit_gamma.callbacks.checkpoints import Checkpoints
+from lit_gamma.callbacks.circuits import Circuits
 from lit_gamma.callbacks.condensation import Condensation
 from lit_gamma.callbacks.effective_rank import EffectiveRank
 from lit_gamma.callbacks.gamma_init import GammaInit
@@ -33,6 +34,7 @@ __all__ = [
     "AttentionSink",
     "BatchTrajectory",
     "Checkpoints",
+    "Circuits",
     "Condensation",
     "EffectiveRank",
     "GammaInit",

@@ -44,7 +44,7 @@ class Condensation(WeightTrajectory):
 
     One image, ``2_condensation/cosines``: of each matrix the cosines between all rows from -1
     (blue) over 0 (white) to 1 (red), rows ordered so that neurons that condensed together form
-    blocks; a row of heat maps for each layer, of many layers for four.
+    blocks; a row of heat maps for each layer, of many layers for four, of heads for the first.
 
     Args:
         schedule: The steps to record all matrices; by default the first three and log-spaced ones.
@@ -126,6 +126,7 @@ class Condensation(WeightTrajectory):
 
 def chosen_rows(matrices: Sequence[NeuronMatrix], roles: Sequence[str]) -> list[list[str]]:
     """Labels of the matrices to draw, a row per layer, of many layers for some; then the others."""
+    matrices = [m for m in matrices if not m.head]
     layers = sorted({m.layer for m in matrices if m.layer is not None})
     n = min(len(layers), MOST_LAYERS)
     kept = [layers[i] for i in np.linspace(0, len(layers) - 1, n).round().astype(int)]

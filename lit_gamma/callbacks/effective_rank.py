@@ -93,7 +93,7 @@ class EffectiveRank(WeightTrajectory):
         s = measured.get("singular_values")
         if s is None:
             s = metrics.singular_values_of_gram(measured["gram"])
-        return ranks(s)
+        return metrics.ranks(s)
 
     @override
     def draw(self, trainer: Any, pl_module: Any, writer: SummaryWriter | None) -> None:
@@ -111,12 +111,3 @@ class EffectiveRank(WeightTrajectory):
         for tag, parts in spectra.items():
             assert writer is not None
             writer.add_histogram(tag, torch.cat(parts).numpy(), self.run.step, bins=30)
-
-
-def ranks(singular_values: Tensor) -> dict[str, Tensor]:
-    """The three ranks of matrices by name, shape (b,) each, from singular values (b, k)."""
-    return {
-        "effective_rank": metrics.effective_rank(singular_values),
-        "participation_ratio": metrics.participation_ratio(singular_values),
-        "stable_rank": metrics.stable_rank(singular_values),
-    }

@@ -113,7 +113,7 @@ class Gradients(GradientTrajectory):
 
     @override
     def start(self, run: Run) -> None:
-        self._names = trained(run.module)
+        self._names = trained(run.module, run.per_head)
         self._last, self._read = (-1, []), None
         if run.step > 0 and self._loaded:
             self._last = run.step - 1, parts_held(self._rows(), self._loaded, run.device)
@@ -194,7 +194,7 @@ class Gradients(GradientTrajectory):
 
     def _copies(self) -> list[Tensor]:
         """The gradients held here, in the order of :meth:`_rows`."""
-        found = self._chosen(list(gradients(self.run.module)))
+        found = self._chosen(list(gradients(self.run.module, self.run.per_head)))
         return [rows.copy() for rows in grouped_rows(found)]
 
     def _first_read(self, copies: list[Tensor], readable: bool) -> _Read:

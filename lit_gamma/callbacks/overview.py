@@ -1,4 +1,4 @@
-"""Overview: the whole trajectory in one picture."""
+"""Overview: the whole trajectory in one picture, and what holds for all callbacks of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lit_gamma import trajectory
+from lit_gamma.errors import InputError
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.schedule import Schedule
 from lit_gamma.trajectory.tensorboard import picture
@@ -21,7 +22,7 @@ FIRST_STEP = 1000
 
 
 class Overview(TrajectoryCallback):
-    """Draws what the other callbacks record, and decides how much of it loggers get.
+    """Draws what the other callbacks record; says what they take for a matrix, and loggers get.
 
     Images, as ``trajectory/overview``: see :func:`lit_gamma.trajectory.plot`, also at the end.
 
@@ -29,14 +30,33 @@ class Overview(TrajectoryCallback):
         pictures: The steps to draw, from 1,000 on; by default one per factor of ten.
         all_tags: Whether loggers get a curve for every matrix and every column of the files; by
             default they get means over the matrices of a role, of what tells most.
+        per_head: Whether queries, keys and values are matrices head by head, of d_head neurons
+            each, for every callback that records weights; nulls are those of the heads' shape. By
+            default all heads are one matrix.
     """
 
     default_pictures = Schedule(per_decade=1)
     expected_seconds: ClassVar[Mapping[str, float]] = {"pictures": 0.35}
 
-    def __init__(self, pictures: Schedule | None = None, all_tags: bool = False) -> None:
+    def __init__(
+        self, pictures: Schedule | None = None, all_tags: bool = False, per_head: bool = False
+    ) -> None:
         super().__init__(pictures=pictures)
         self.all_tags = all_tags
+        self.per_head = per_head
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "per_head": self.per_head}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if (recorded := state_dict.get("per_head", False)) != self.per_head:
+            raise InputError(
+                f"per_head is {self.per_head}, but the record that the checkpoint continues was "
+                f"made with {recorded}; set it to that, or start anew"
+            )
 
     @override
     def due(self, step: int) -> bool:

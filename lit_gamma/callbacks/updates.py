@@ -12,7 +12,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma import metrics
-from lit_gamma.callbacks.effective_rank import ranks
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.rows import Rows, add_over_ranks, parts_held, whole_matrices
 from lit_gamma.recording.run import Run
@@ -166,7 +165,7 @@ class Updates(TrajectoryCallback):
 
         return {
             "relative_norm": (of["update"] / of["before"]).sqrt(),
-            **ranks(s),
+            **metrics.ranks(s),
             "cosine_with_weight": cosine("update", "before"),
             "cosine_with_last": cosine("update", "last"),
             "distance": (of["far"] / of["start"]).sqrt(),

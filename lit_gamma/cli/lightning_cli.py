@@ -81,12 +81,18 @@ class LitGammaCLI(LightningCLI):
         return {asked: chosen[asked]} if asked in chosen else chosen
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data decides the model's vocabulary and context length; configs read overhead."""
+        """The data decides the model's vocabulary and context length; configs read the rest."""
         parser.add_argument(
             "--overhead",
             type=float | None,
             default=0.05,
             help="What all recording may cost, as a share of training; null for no limit.",
+        )
+        parser.add_argument(
+            "--per_head",
+            type=bool,
+            default=False,
+            help="Whether queries, keys and values are recorded head by head.",
         )
         for name in ("vocab_size", "context_length"):
             parser.link_arguments(

@@ -56,9 +56,11 @@ from lit_gamma.metrics.power_iteration import (
     ritz_matrix,
     spectral_norm_bounds,
 )
+from lit_gamma.metrics.product import null_product_ranks, singular_values_of_product
 from lit_gamma.metrics.rank import (
     effective_rank,
     participation_ratio,
+    ranks,
     singular_values,
     singular_values_of_gram,
     smaller_gram,
@@ -109,13 +111,16 @@ __all__ = [
     "null_mean_absolute_cosine",
     "null_mean_squared_cosine",
     "null_participation_ratio",
+    "null_product_ranks",
     "null_stable_rank",
     "opposed_fraction",
     "participation_ratio",
+    "ranks",
     "ritz_matrix",
     "rms",
     "singular_values",
     "singular_values_of_gram",
+    "singular_values_of_product",
     "smaller_gram",
     "sorted_by_alignment",
     "spectral_norm",

@@ -148,3 +148,23 @@ def participation_ratio(singular_values: Tensor) -> Tensor:
     values, _, _ = divide_by_largest(singular_values, -1)
     squares = values.square()
     return squares.sum(-1).square() / squares.square().sum(-1).clamp(min=1)
+
+
+def ranks(singular_values: Tensor) -> dict[str, Tensor]:
+    """Computes the three ranks by name.
+
+    Args:
+        singular_values: Shape (..., k), non-negative.
+
+    Returns:
+        ``effective_rank``, ``participation_ratio`` and ``stable_rank``, shape (...) each.
+
+    Example:
+        >>> {name: round(rank.item(), 3) for name, rank in ranks(torch.tensor([2.0, 1.0])).items()}
+        {'effective_rank': 1.89, 'participation_ratio': 1.471, 'stable_rank': 1.25}
+    """
+    return {
+        "effective_rank": effective_rank(singular_values),
+        "participation_ratio": participation_ratio(singular_values),
+        "stable_rank": stable_rank(singular_values),
+    }

@@ -73,10 +73,11 @@ class CurrentWeights:
 
     Args:
         module: The module that is trained.
+        per_head: Whether queries, keys and values are seen head by head.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, per_head: bool = False) -> None:
+        self._module, self._per_head = module, per_head
         self._parameters: list[Tensor] = []
         self._links: list[tuple[Mapping[str, Any], str, Any]] = []
         self._pointers: list[int] = []
@@ -89,7 +90,7 @@ class CurrentWeights:
         """:func:`lit_gamma.neurons` of the module with its current weights."""
         if self._views is not None and self._unchanged():
             return self._views
-        matrices = list(neurons(self._module))
+        matrices = list(neurons(self._module, per_head=self._per_head))
         parameters: list[Tensor] = list(self._module.parameters())
         self._views, self._rows = None, []
         if not any(isinstance(parameter, DTensor) for parameter in parameters):
@@ -162,6 +163,8 @@ def index_of(matrices: Sequence[NeuronMatrix]) -> tuple[Index, list[str]]:
         "n_neurons": [m.weight.shape[0] for m in matrices],
         "d_in": [m.weight.shape[1] for m in matrices],
     }
+    if any(m.head is not None for m in matrices):
+        index = {**index, "head": [m.head for m in matrices]}
     return index, [m.label for m in matrices]
 
 

@@ -90,7 +90,7 @@ class Run:
     @cached_property
     def weights(self) -> CurrentWeights:
         """The weight matrices, shared by all callbacks."""
-        return CurrentWeights(self.module)
+        return CurrentWeights(self.module, self.per_head)
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +122,11 @@ class Run:
     def all_tags(self) -> bool:
         """Whether TensorBoard is to get everything that the files have."""
         return any(getattr(callback, "all_tags", False) for callback in self.callbacks)
+
+    @property
+    def per_head(self) -> bool:
+        """Whether queries, keys and values are recorded head by head, by all callbacks."""
+        return any(getattr(callback, "per_head", False) for callback in self.callbacks)
 
     def shown_elsewhere(self, callback: TrajectoryCallback) -> set[str]:
         """Quantities of a callback whose tags another one has taken over."""

@@ -207,7 +207,8 @@ class _Measuring:
 
     def _begin(self, first: Stored, step: int) -> Run:
         """The run, from its first checkpoint on that can be read, or from where it was."""
-        weights = StoredWeights(first, self._roles, self._count)
+        per_head = any(getattr(callback, "per_head", False) for callback in self._callbacks)
+        weights = StoredWeights(first, self._roles, self._count, per_head)
         matrices = [[m.name, *m.weight.shape] for m in weights.matrices]
         if self._state.matrices not in ([], matrices):
             raise InputError(

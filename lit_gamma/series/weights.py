@@ -25,6 +25,7 @@ class StoredWeights(CurrentWeights):
         first: The first checkpoint: its names and shapes are those of all.
         roles: See :func:`lit_gamma.neurons`.
         read: Called each time that a matrix was measured.
+        per_head: Whether queries, keys and values are read head by head.
 
     Attributes:
         module: An outline of the module, see :func:`lit_gamma.series.outline.outline`.
@@ -33,13 +34,17 @@ class StoredWeights(CurrentWeights):
     """
 
     def __init__(
-        self, first: Stored, roles: Roles | None, read: Callable[[], object] = lambda: None
+        self,
+        first: Stored,
+        roles: Roles | None,
+        read: Callable[[], object] = lambda: None,
+        per_head: bool = False,
     ) -> None:
         self._zero = torch.zeros(())
         self.module = outline(first.shapes, first.about, self._zero, roles)
         self.finite = nn.ParameterList([nn.Parameter(self._zero, requires_grad=False)])
-        super().__init__(self.module)
-        self._cuts = list(_cuts(self.module))
+        super().__init__(self.module, per_head)
+        self._cuts = list(_cuts(self.module, per_head))
         if not self._cuts:
             raise InputError(f"{first.path} is no checkpoint: it holds no weight matrices")
         self._first, self._read = first, read
@@ -81,13 +86,13 @@ class StoredWeights(CurrentWeights):
         if part.suffix == "":
             self._last = None
             return part.matrix(of.read(name))
-        if self._last is None or self._last[0] != (of, name):  # Query, key and value follow.
+        if self._last is None or self._last[0] != (of, name):  # Its other parts follow.
             self._last = None
             self._last = (of, name), of.read(name)
         return part.matrix(self._last[1]).contiguous()
 
 
-def _cuts(module: nn.Module) -> Iterator[tuple[str, Part]]:
+def _cuts(module: nn.Module, per_head: bool) -> Iterator[tuple[str, Part]]:
     """For every matrix, in the order of :func:`lit_gamma.neurons`, its tensor and how it is cut."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for parameter in parameters(module):
@@ -97,7 +102,7 @@ def _cuts(module: nn.Module) -> Iterator[tuple[str, Part]]:
                     f"{parameter.path} is computed by {parameter.parametrization}; save the "
                     "checkpoint after its parametrization is removed"
                 )
-            for part in parts(parameter):
+            for part in parts(parameter, per_head):
                 yield names[id(parameter.tensor)], part
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from lit_gamma.errors import InputError
 from lit_gamma.trajectory.phase_finding import QUANTITIES, phases_of_roles, role_means
 from lit_gamma.trajectory.reading import load_curves, outcomes
-from lit_gamma.trajectory.sources import STATES, TABLES, tables_of
+from lit_gamma.trajectory.sources import BESIDE, TABLES, tables_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +44,9 @@ def plot(run_dir: str | Path, title: str | None = None) -> Figure:
     From top to bottom, as far as it was recorded: the training loss; the answers of the task's own
     callback; by role of the matrices cos² between neurons, effective and stable rank, each ÷ its
     expectation for a random matrix (1: as at initialization), with those of the tokens' states
-    where ``HiddenStates`` recorded them, and the size of an update over that of the weights. A
-    filled triangle marks where a role is most condensed, an open one where it begins to expand
-    again, see :func:`lit_gamma.trajectory.phases`.
+    and of the heads' circuits where these were recorded, and the size of an update over that of the
+    weights. A filled triangle marks where a role is most condensed, an open one where it begins to
+    expand again, see :func:`lit_gamma.trajectory.phases`.
 
     Args:
         run_dir: The run's directory.
@@ -117,7 +117,7 @@ def _panels(tables: Mapping[str, pd.DataFrame]) -> dict[str, Curves]:
     panels = {
         name: table.set_index("step")
         for name, table in tables.items()
-        if not any(name in (STATES, *sources) for sources in TABLES.values())
+        if not any(name in (*BESIDE, *sources) for sources in TABLES.values())
     }
     if "token_loss" in panels:
         panels = {"training loss": panels.pop("token_loss")[["mean"]], **panels}

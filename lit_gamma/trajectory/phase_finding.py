@@ -196,8 +196,8 @@ def _found(
     ]
     if not recorded:
         raise InputError(
-            "phases need the tables weight_norms, condensation, effective_rank or hidden_states; "
-            "the run has none"
+            "phases need the tables weight_norms, condensation, effective_rank, circuits or "
+            "hidden_states; the run has none"
         )
     rows = []
     for curves in curves_of:

@@ -16,7 +16,7 @@ from lit_gamma.errors import InputError
 from lit_gamma.trajectory.arrow import log_spaced, read_batches, schema_of
 from lit_gamma.trajectory.layouts import vectors
 from lit_gamma.trajectory.phase_finding import phases_of, role_means
-from lit_gamma.trajectory.sources import EVERY_STEP, PER_DECADE, STATES, TABLES, table_of
+from lit_gamma.trajectory.sources import BESIDE, EVERY_STEP, PER_DECADE, TABLES, table_of
 
 _MOST_OUTCOMES = 4
 
@@ -63,7 +63,7 @@ def load_curves(run_dir: str | Path, others: Collection[str] = ()) -> dict[str, 
     Raises:
         InputError: The directory holds no record.
     """
-    names = {STATES, *(name for tables in TABLES.values() for name in tables), *others}
+    names = {*BESIDE, *(name for tables in TABLES.values() for name in tables), *others}
     sparse = load(run_dir, names - set(EVERY_STEP))
     return sparse | load(run_dir, names & set(EVERY_STEP), PER_DECADE)
 

@@ -1,6 +1,7 @@
 """Where what is known of the weights is read: of several tables with a quantity, the densest.
 
-The states of the tokens, which condense as weights do, stand beside them as a role of their own.
+The states of the tokens, which condense as weights do, stand beside them as a role of their own,
+and the circuits of the heads as two.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ TABLES = {
 STATES = "hidden_states"
 """The table of the tokens' states, and the role that they have among those of the weights."""
 
+CIRCUITS = "circuits"
+"""The table of the heads' circuits; its roles are qk and ov."""
+
+BESIDE = (STATES, CIRCUITS)
+"""Tables of what stands beside the weights."""
+
 EVERY_STEP = ("weight_norms", "token_loss")
 """Tables with so many rows that a reader of curves takes log-spaced steps of them."""
 
@@ -40,15 +47,17 @@ def table_of(tables: Mapping[str, pd.DataFrame], quantity: str) -> pd.DataFrame 
 
 
 def tables_of(tables: Mapping[str, pd.DataFrame], quantity: str) -> list[pd.DataFrame]:
-    """That of :func:`table_of`, and of the tokens' states: role :data:`STATES`, matrix the block.
+    """That of :func:`table_of`, and those beside it.
+
+    Of the tokens' states the role is :data:`STATES`, the matrix a block.
 
     Args:
         tables: What :func:`lit_gamma.trajectory.load` returns.
         quantity: One of :data:`TABLES`.
     """
     found = table_of(tables, quantity)
-    of_weights = [] if found is None else [found]
-    states = tables.get(STATES)
-    if states is None or quantity not in states:
-        return of_weights
-    return [*of_weights, states.rename(columns={"module": "matrix"}).assign(role=STATES)]
+    beside = {name: tables[name] for name in BESIDE if quantity in tables.get(name, ())}
+    if STATES in beside:
+        as_matrices = beside[STATES].rename(columns={"module": "matrix"})
+        beside[STATES] = as_matrices.assign(role=STATES)
+    return [*([] if found is None else [found]), *beside.values()]

@@ -32,21 +32,26 @@ class NeuronMatrix:
         layer: Index of the block the matrix belongs to; None outside the blocks.
         weight: Shape (n_neurons, d_in). Memory of the parameter wherever strides allow it, so to be
             read, not written; a DTensor where the parameter is sharded.
+        head: Which head of queries, keys or values it is, where these are seen head by head.
     """
 
     name: str
     role: str
     layer: int | None
     weight: Tensor
+    head: int | None = None
 
     @property
     def label(self) -> str:
-        """Short name for charts, ``layer0.query``, ``lm_head``."""
+        """Short name for charts, ``layer0.query``, ``layer0.query.head1``, ``lm_head``."""
         name = self.name.rpartition(".")[2] if self.role == "other" else self.role
+        name = name if self.head is None else f"{name}.head{self.head}"
         return name if self.layer is None else f"layer{self.layer}.{name}"
 
 
-def neurons(module: nn.Module, roles: Roles | None = None) -> Iterator[NeuronMatrix]:
+def neurons(
+    module: nn.Module, roles: Roles | None = None, per_head: bool = False
+) -> Iterator[NeuronMatrix]:
     """Yields every weight matrix of a module once, in the order of its parameters.
 
     Linear, Embedding, convolutions (a neuron is a filter), the fused projection of
@@ -62,6 +67,8 @@ def neurons(module: nn.Module, roles: Roles | None = None) -> Iterator[NeuronMat
         roles: Pattern of a path to its role, or to the roles of its rows: ``{"*.mixer.in_proj":
             ["mlp_gate", "mlp_up"]}``. An attribute ``neuron_roles`` of the module does the same for
             every caller, callbacks included.
+        per_head: Whether every head of the queries, keys and values is a matrix: ``q_proj.head0``,
+            of d_head neurons. Keys and values have fewer heads under GQA.
 
     Yields:
         One :class:`NeuronMatrix` per matrix.
@@ -69,22 +76,22 @@ def neurons(module: nn.Module, roles: Roles | None = None) -> Iterator[NeuronMat
     Raises:
         InputError: A role is unknown, a pattern fits nothing, or a projection cannot be split.
     """
-    yield from _matrices(parameters(module, roles), lambda parameter: parameter.tensor)
+    yield from _matrices(parameters(module, roles), lambda parameter: parameter.tensor, per_head)
 
 
-def gradients(module: nn.Module) -> Iterator[NeuronMatrix]:
+def gradients(module: nn.Module, per_head: bool = False) -> Iterator[NeuronMatrix]:
     """Yields the gradient of every matrix, seen as :func:`neurons` sees the matrix.
 
     It is NaN where there is none; what a parametrization computes has none, and is left out.
     """
     own = [parameter for parameter in parameters(module) if not parameter.parametrization]
-    yield from _matrices(own, _gradient)
+    yield from _matrices(own, _gradient, per_head)
 
 
-def trained(module: nn.Module) -> set[str]:
+def trained(module: nn.Module, per_head: bool = False) -> set[str]:
     """Names of the matrices that have a gradient of their own: not frozen, not parametrized."""
     own = (p for p in parameters(module) if not (p.frozen or p.parametrization))
-    return {matrix.name for matrix in _matrices(own, lambda parameter: parameter.tensor)}
+    return {matrix.name for matrix in _matrices(own, lambda parameter: parameter.tensor, per_head)}
 
 
 def _gradient(parameter: Parameter) -> Tensor:
@@ -97,15 +104,15 @@ def _gradient(parameter: Parameter) -> Tensor:
 
 
 def _matrices(
-    seen: Iterable[Parameter], values: Callable[[Parameter], Tensor]
+    seen: Iterable[Parameter], values: Callable[[Parameter], Tensor], per_head: bool
 ) -> Iterator[NeuronMatrix]:
     for parameter in seen:
         if parameter.kind != "matrix":
             continue
-        cuts = parts(parameter)
+        cuts = parts(parameter, per_head)
         for part, matrix in zip(cuts, _cut(values(parameter).detach(), cuts), strict=True):
             name = f"{parameter.path}{part.suffix}"
-            yield NeuronMatrix(name, part.role, parameter.layer, matrix)
+            yield NeuronMatrix(name, part.role, parameter.layer, matrix, part.head)
 
 
 def _cut(tensor: Tensor, cuts: list[Part]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lit_gamma.errors import InputError
@@ -43,12 +44,14 @@ class Part:
         role: One of :data:`lit_gamma.weights.roles.ROLES`.
         cut: Takes the parameter, returns a view of this part, neurons first.
         neuron_dims: How many of the view's dimensions count neurons; the others are inputs.
+        head: Which head it is, of a projection that is seen head by head; else None.
     """
 
     suffix: str
     role: str
     cut: Cut = whole
     neuron_dims: int = 1
+    head: int | None = None
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """The part as (n_neurons, d_in): a view where strides allow it, else a copy."""
@@ -59,12 +62,21 @@ class Part:
         return rows if rows.ndim == 2 else rows.flatten(1)
 
 
-def parts(parameter: Parameter) -> list[Part]:
+def parts(parameter: Parameter, per_head: bool = False) -> list[Part]:
     """The matrices in a parameter, in the order of its rows.
 
+    Args:
+        parameter: The parameter.
+        per_head: Whether queries, keys and values are cut further, into their heads.
+
     Raises:
-        InputError: A fused projection cannot be split as its name says.
+        InputError: A fused projection cannot be split as its name says, or its heads are not known.
     """
+    found = _by_role(parameter)
+    return [head for part in found for head in _heads(parameter, part)] if per_head else found
+
+
+def _by_role(parameter: Parameter) -> list[Part]:
     shape, owner = parameter.tensor.shape, parameter.owner
     if isinstance(owner, _TRANSPOSED_CONVS):
         return [Part("", parameter.roles[0], lambda tensor: tensor.transpose(0, 1))]
@@ -150,6 +162,33 @@ def _by_head(parameter: Parameter, n_rows: int, rows: Cut) -> list[Part]:
             return by_head[:, slice(*span)]
 
         found.append(Part(f".{role}", role, cut, neuron_dims=3))
+    return found
+
+
+def _heads(parameter: Parameter, part: Part) -> list[Part]:
+    """The heads of queries, keys or values; other matrices as they are."""
+    if part.role not in QKV:
+        return [part]
+    n_heads, head_dim = parameter.heads
+    n_rows = len(part.matrix(torch.empty(parameter.tensor.shape, device="meta")))
+    width = head_dim or n_rows + 1
+    count, rest = divmod(n_rows, width)
+    grouped = part.role != "query" and count and n_heads and n_heads % count == 0
+    if rest or not (count == n_heads or grouped):
+        raise InputError(
+            f"per_head: {parameter.path}{part.suffix} has {n_rows} rows, which are not so many "
+            f"heads as the modules around it tell ({n_heads} of {head_dim}); leave per_head out"
+        )
+    found = []
+    for head in range(count):
+
+        def cut(tensor: Tensor, head: int = head) -> Tensor:
+            rows = part.cut(tensor)
+            if part.neuron_dims == 3:  # By group and head already.
+                return rows[divmod(head, rows.shape[1])]
+            return rows[head * width : (head + 1) * width]
+
+        found.append(Part(f"{part.suffix}.head{head}", part.role, cut, head=head))
     return found
 
 

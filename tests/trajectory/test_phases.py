@@ -135,7 +135,7 @@ def test_roles_are_means_of_their_matrices_which_take_turns():
             assert row.condensation_low <= 120 <= row.condensation_high
             assert row.expansion_step > row.condensation_step
     with pytest.raises(
-        InputError, match="condensation, effective_rank or hidden_states; the run has none"
+        InputError, match="effective_rank, circuits or hidden_states; the run has none"
     ):
         phases_of({"token_loss": tables["x"]})
     with pytest.raises(InputError, match=r"min_change must be positive.*got 0"):
