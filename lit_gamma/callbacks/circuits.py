@@ -20,6 +20,7 @@ from lit_gamma.recording.side_stream import side_stream
 from lit_gamma.recording.weights import TIERED
 from lit_gamma.trajectory.table import Index, Quantity
 from lit_gamma.weights.attentions import Factors, circuits
+from lit_gamma.weights.neurons import neurons
 
 _SIMULATED = "simulated: two Gaussian factors"
 
@@ -77,17 +78,12 @@ class Circuits(TrajectoryCallback):
     @override
     def start(self, run: Run) -> None:
         self._weights = CurrentWeights(run.module, per_head=True)
-        self._circuits = circuits(self._weights.matrices)
-        if not self._circuits:
-            raise InputError(
-                f"Circuits finds no queries and keys of one layer in {type(run.module).__name__}; "
-                "name their roles by neuron_roles, or leave the callback out"
-            )
+        self._circuits = self._found()
         super().start(run)
 
     @override
     def items(self, pl_module: Any) -> tuple[Index, Sequence[str]]:
-        found = self._circuits
+        found = self._found()
         index: Index = {
             "matrix": [of.name for of in found],
             "role": [of.circuit for of in found],
@@ -101,7 +97,7 @@ class Circuits(TrajectoryCallback):
 
     @override
     def nulls(self, pl_module: Any) -> Mapping[str, npt.NDArray[np.float64]]:
-        nulls = [metrics.null_product_ranks(*of.shape) for of in self._circuits]
+        nulls = [metrics.null_product_ranks(*of.shape) for of in self._found()]
         return {name: np.array([null[name] for null in nulls]) for name in nulls[0]}
 
     @override
@@ -121,6 +117,16 @@ class Circuits(TrajectoryCallback):
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         s = metrics.singular_values_of_product(measured["left"], measured["right"])
         return metrics.ranks(s)
+
+    def _found(self) -> list[Factors]:
+        """The circuits in the module, which is asked for them before the recording starts too."""
+        module = self.run.module
+        if found := circuits(list(neurons(module, per_head=True))):
+            return found
+        raise InputError(
+            f"Circuits finds no queries and keys of one layer in {type(module).__name__}; name "
+            "their roles by neuron_roles, or leave the callback out"
+        )
 
     def _grams(self) -> dict[tuple[int, int | None], Tensor]:
         """Position of a factor, and head of an output projection, to its d_head × d_head Gram."""

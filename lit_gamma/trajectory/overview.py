@@ -74,9 +74,10 @@ def plot(run_dir: str | Path, title: str | None = None) -> Figure:
     height = figure.get_figheight()
     figure.suptitle(title or Path(run_dir).name, fontsize=11, weight="bold", y=1 - 0.08 / height)
     if by_role:
-        lines = drawn[by_role[0]].lines[: len(roles)]
+        lines = {line.get_label(): line for quantity in by_role for line in drawn[quantity].lines}
+        handles = [lines[role] for role in roles]
         names = [role.replace("_", " ") for role in roles]
-        figure.legend(lines, names, loc="lower center", ncols=3, fontsize=9, frameon=False)
+        figure.legend(handles, names, loc="lower center", ncols=3, fontsize=9, frameon=False)
     return _shown_by_notebooks(figure)
 
 

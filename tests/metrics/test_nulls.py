@@ -93,3 +93,30 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match=r"1\.5"):
         m.null_aligned_fraction(5, 1.5)
     assert np.isfinite([m.null_aligned_fraction(2, 0.9), m.null_effective_rank(1, 1)]).all()
+
+
+@pytest.mark.parametrize(("k", "d", "e"), [(4, 16, 16), (8, 24, 5), (32, 64, 96), (1, 3, 3)])
+def test_ranks_of_random_products_are_those_of_whole_factors(k, d, e):
+    generator = torch.Generator().manual_seed(1)
+    n = 4096 // k
+    a, b = (torch.randn(n, k, width, generator=generator, dtype=torch.float64) for width in (d, e))
+    s = torch.linalg.svdvals(a.mT @ b)
+    by_grams = m.singular_values_of_product(a @ a.mT, b @ b.mT)
+    rank = min(k, d, e)
+    torch.testing.assert_close(by_grams[:, :rank], s[:, :rank], rtol=1e-6, atol=1e-6)
+    for name, values in m.ranks(s).items():
+        error = values.std().item() / math.sqrt(n)  # The null's own is about as large.
+        null = m.null_product_ranks(k, d, e)[name]
+        assert values.mean().item() == pytest.approx(null, abs=4 * 1.5 * error + 1e-9), name
+        assert error < 0.01 * null
+
+
+def test_products_of_condensed_or_broken_factors():
+    a, b = torch.ones(1, 6, 8).double(), torch.randn(1, 6, 8).double()
+    s = m.singular_values_of_product(a @ a.mT, b @ b.mT)
+    assert m.effective_rank(s).item() == pytest.approx(1, abs=1e-5)
+    broken = m.singular_values_of_product(a @ a.mT, torch.full((1, 6, 6), torch.nan).double())
+    assert broken.isnan().all()
+    assert m.singular_values_of_product(broken[..., None] * s, b @ b.mT).isnan().all()
+    with pytest.raises(ValueError, match="sizes must be positive"):
+        m.null_product_ranks(0, 3, 3)

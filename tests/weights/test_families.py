@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from helpers.families import FAMILIES, batch_of, token_loss
+from helpers.families import FAMILIES, HEADS, batch_of, token_loss
 from helpers.references import (
     attention_weights,
     cosine,
@@ -24,9 +24,10 @@ from helpers.references import (
 from helpers.runs import ROOT
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_gamma import trajectory
+from lit_gamma import neurons, trajectory
 from lit_gamma.callbacks import (
     AttentionSink,
+    Circuits,
     Condensation,
     EffectiveRank,
     GammaInit,
@@ -117,6 +118,33 @@ def check_updates_and_gradients(tables, module: Module) -> None:
         assert row["cosine_with_update"] == pytest.approx(cosine(-g, w - old), abs=1e-5)
 
 
+def check_heads(module: Module, tables) -> None:
+    """Heads as matrices, and their circuits at the last step, from the roles' matrices by hand."""
+    of: dict[str, list[np.ndarray]] = {}
+    for role, w in arrays(module, STEPS):
+        of.setdefault(role, []).append(w)
+    d_head = len(of["query"][0]) // HEADS
+    split = {
+        role: [np.split(w, len(w) // d_head) for w in of[role]]
+        for role in ("query", "key", "value")
+    }
+    seen = list(neurons(module.model, per_head=True))
+    for role, expected in split.items():
+        found = [matrix.weight for matrix in seen if matrix.role == role]
+        np.testing.assert_array_equal(np.stack(found), np.concatenate(expected))
+    rows = tables["circuits"][tables["circuits"]["step"] == STEPS].to_dict("records")
+    assert len(rows) == 2 * HEADS * len(of["query"])
+    for row in rows:
+        layer, head = row["layer"], row["head"]
+        q, k, v = (split[role][layer] for role in ("query", "key", "value"))
+        shared = head // (HEADS // len(k))
+        out = of["attention_out"][layer][:, head * d_head : (head + 1) * d_head]
+        product = q[head].T @ k[shared] if row["role"] == "qk" else out @ v[shared]
+        expected = geometry(product, None)
+        for name in ("effective_rank", "participation_ratio", "stable_rank"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), (row["matrix"], name)
+
+
 def in_float64(module: Module, step: int) -> torch.nn.Module:
     model = module.family.build().double()
     model.load_state_dict(module.weights[step])
@@ -186,10 +214,11 @@ def check_std(module: Module) -> None:
 
 
 DOC = ROOT / "docs" / "your_model.md"
-HEAD = """\
-| family | model | seen as | matrices | norms | heads | states | realised ÷ expected std |
-|---|---|---|---|---|---|---|---|"""
-PROBES = ("norm_saturation", "attention_sink", "hidden_states")
+HEAD = (
+    "| family | model | seen as | matrices | norms | heads | states | circuits "
+    "| realised ÷ expected std |\n|---|---|---|---|---|---|---|---|---|"
+)
+PROBES = ("norm_saturation", "attention_sink", "hidden_states", "circuits")
 TABLE: dict[str, str] = {}
 """A line for each family whose test has passed."""
 
@@ -226,7 +255,8 @@ def recorded(module: Module, tmp_path, *callbacks):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_path):
     module, init = Module(FAMILIES[name]), GammaInit(GAMMA)
-    probes = () if name == "MLP" else (NormSaturation(), AttentionSink(), HiddenStates())
+    of_attention = (NormSaturation(), AttentionSink(), HiddenStates(), Circuits())
+    probes = () if name == "MLP" else of_attention
     tables = recorded(module, tmp_path, init, *probes)
     assert {*tables["overhead"]["callback"], "overhead"} == set(tables)  # the bills are times
     check_std(module)
@@ -237,6 +267,8 @@ def test_a_family_is_initialized_and_recorded_as_its_unfused_matrices(name, tmp_
             check_norms(tables["norm_saturation"], module, step)
             check_states(tables["hidden_states"], module, step)
     check_updates_and_gradients(tables, module)
+    if probes:
+        check_heads(module, tables)
     for step in (0, STEPS - 1):
         check_token_loss(tables["token_loss"], module, step)
     assert set(init.audit.notes) <= {"not recognised, drawn by the rule"}

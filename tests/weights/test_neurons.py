@@ -160,6 +160,26 @@ def test_roles_can_be_given_by_the_caller_or_by_the_module():
         list(neurons(Mixer(), {"in_proj": ["query", "key", "value", "mlp_up"]}))
 
 
+def test_heads_that_nothing_tells_are_refused():
+    class Attention(nn.Module):
+        def __init__(self, **said: int):
+            super().__init__()
+            self.query, self.key = nn.Linear(6, 12, bias=False), nn.Linear(6, 8, bias=False)
+            self.__dict__.update(said)
+
+    shared = nn.ModuleDict({"attn": Attention(num_heads=6, head_dim=2)})
+    with pytest.raises(InputError, match=r"attn.key has 8 rows, .* \(6 of 2\); leave per_head out"):
+        list(neurons(shared, per_head=True))
+    shared["attn"].key = nn.Linear(6, 4, bias=False)  # Three query heads share each of two.
+    found = list(neurons(shared, per_head=True))
+    heads = (*((i, "query") for i in range(6)), (0, "key"), (1, "key"))
+    assert [(m.head, m.role) for m in found] == list(heads)
+    assert (found[-1].name, found[-1].label) == ("attn.key.head1", "key.head1")
+    assert torch.equal(found[-1].weight, shared["attn"].key.weight[2:])
+    with pytest.raises(InputError, match=r"attn.query has 12 rows, .* \(None of None\)"):
+        list(neurons(nn.ModuleDict({"attn": Attention()}), per_head=True))
+
+
 def test_a_compiled_module_has_the_names_of_the_module():
     module = Transformer(TransformerConfig(vocab_size=9, context_length=4, n_layers=1, d_model=8))
     compiled = nn.ModuleDict({"model": torch.compile(module)})
@@ -185,10 +205,12 @@ def sharded_against_whole(rank: int, world: int, port: int, failures) -> None:
             for module in (whole, sharded)
         ]
         assert audits[0] == audits[1]
-        for expected, got in zip(neurons(whole), neurons(sharded), strict=True):
-            assert got.weight.shape == expected.weight.shape
-            full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
-            assert torch.equal(full, expected.weight), expected.name
+        for per_head in (False, True):
+            matrices = (list(neurons(module, per_head=per_head)) for module in (whole, sharded))
+            for expected, got in zip(*matrices, strict=True):
+                assert got.weight.shape == expected.weight.shape
+                full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
+                assert torch.equal(full, expected.weight), expected.name
         if rank == 0:
             # Names and shapes are asked for on rank 0 alone: no collective may hide in there.
             assert [m.weight.shape for m in neurons(sharded)]
