@@ -1,4 +1,4 @@
-"""Where each head attends, watched while it runs."""
+"""Attention, watched while it runs: by default where each head attends."""
 
 from __future__ import annotations
 
@@ -15,35 +15,21 @@ from lit_gamma import metrics
 from lit_gamma.probing.forward import Seen
 from lit_gamma.weights.parameters import plain_path
 
+Measure = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
+"""What is kept of a call: made of its weights and logits, (batch, heads, queries, keys)."""
 
-@contextmanager
-def watched_attention(module: nn.Module) -> Iterator[list[Seen]]:
-    """Collects, of each call of attention, where each head attends.
 
-    Seen is what goes through ``torch.nn.functional.scaled_dot_product_attention``, whose logits
-    are computed again from query and key, ``torch.nn.MultiheadAttention``, which shows weights but
-    no logits, and every softmax over the last of four dimensions, as eager attention takes it.
-    Kernels of other packages (flash, flex) are not seen.
+def where_heads_attend(weights: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
+    """Means over the batch, by head.
 
     Args:
-        module: Any module, to be run inside in evaluation mode: dropout is not computed again.
+        weights: Attention, shape (..., heads, queries, keys).
+        logits: What it is the softmax of, same shape; None where they are not known.
 
-    Yields:
-        A list that fills up: ``first_token_mass``, ``entropy`` (nats), ``largest_logit``, and what
-        uniform attention would read, ``uniform_mass`` and ``uniform_entropy``; all of shape
-        (heads,).
+    Returns:
+        ``first_token_mass``, ``entropy`` (nats), ``largest_logit``, and what uniform attention
+        would read, ``uniform_mass`` and ``uniform_entropy``; all of shape (heads,).
     """
-    seen: list[Seen] = []
-    inside = [""]
-
-    def note(weights: Tensor, logits: Tensor | None) -> None:
-        seen.append(Seen(inside[-1], _attention(weights, logits)))
-
-    with _current_path(module, inside), _Watch(note):
-        yield seen
-
-
-def _attention(weights: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
     uniform = metrics.uniform_attention(weights)
     values = {
         "first_token_mass": metrics.first_token_mass(weights),
@@ -57,6 +43,34 @@ def _attention(weights: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
     else:
         largest = logits.flatten(0, -4).amax((0, 2, 3)).float()
     return {**means, "largest_logit": largest}
+
+
+@contextmanager
+def watched_attention(
+    module: nn.Module, measure: Measure = where_heads_attend
+) -> Iterator[list[Seen]]:
+    """Collects something of each call of attention.
+
+    Seen is what goes through ``torch.nn.functional.scaled_dot_product_attention``, whose logits
+    are computed again from query and key, ``torch.nn.MultiheadAttention``, which shows weights but
+    no logits, and every softmax over the last of four dimensions, as eager attention takes it.
+    Kernels of other packages (flash, flex) are not seen.
+
+    Args:
+        module: Any module, to be run inside in evaluation mode: dropout is not computed again.
+        measure: What is kept of a call.
+
+    Yields:
+        A list that fills up with what it has returned.
+    """
+    seen: list[Seen] = []
+    inside = [""]
+
+    def note(weights: Tensor, logits: Tensor | None) -> None:
+        seen.append(Seen(inside[-1], measure(weights, logits)))
+
+    with _current_path(module, inside), _Watch(note):
+        yield seen
 
 
 _SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)

@@ -322,10 +322,12 @@ def test_one_config_records_everything(workspace, command_line):
 def test_several_processes_record_what_one_does(workspace, processes, strategy):
     def record(version: str, *arguments: str) -> dict[str, pandas.DataFrame]:
         arguments += ("--trainer.max_steps=12", f"--trainer.logger.init_args.version={version}")
-        added = ("GammaInit", "ProbeLoss", "Updates", "Gradients")
+        added = ("GammaInit", "ProbeLoss", "Updates", "Gradients", "Circuits", "AnchorAttention")
         arguments += tuple(f"--trainer.callbacks+={name}" for name in added)
         for probe in ("HiddenStates", "AttentionSink"):  # The first four samples are rank 0's.
             arguments += (f"--trainer.callbacks+={probe}", "--trainer.callbacks.samples=4")
+        if processes == 3:  # Where shards end inside heads.
+            arguments += ("--per_head=true", "--model.transformer.n_heads=2")
         subprocess.run(
             [sys.executable, "-m", "lit_gamma", "fit", *TINY, *arguments],
             cwd=workspace,

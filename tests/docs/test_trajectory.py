@@ -8,6 +8,7 @@ from itertools import groupby
 
 from helpers.runs import ROOT
 
+from callbacks.anchor_attention import AnchorAttention
 from callbacks.anchor_reasoning import AnchorReasoning
 from callbacks.key_embedding import KeyEmbedding
 from lit_gamma import callbacks
@@ -23,7 +24,7 @@ MOST = 6
 def recorders() -> list[type[TrajectoryCallback]]:
     public = [getattr(callbacks, name) for name in callbacks.__all__]
     found = [c for c in public if isinstance(c, type) and issubclass(c, TrajectoryCallback)]
-    return [c for c in [*found, AnchorReasoning, KeyEmbedding] if c.quantities]
+    return [c for c in [*found, AnchorReasoning, AnchorAttention, KeyEmbedding] if c.quantities]
 
 
 def line(table: str, quantity: Quantity) -> str:
@@ -56,7 +57,7 @@ def test_every_column_of_the_record_is_documented_as_its_callback_says():
 
 
 def test_every_quantity_says_what_it_is():
-    assert len(recorders()) == 15
+    assert len(recorders()) == 17
     for callback in recorders():
         for quantity in callback.quantities:
             assert quantity.meaning, (callback, quantity.name)
