@@ -168,14 +168,15 @@ def sheet(rows: Sequence[Sequence[str]], painted: Mapping[str, Image.Image]) -> 
     """
     font, letter, line = text_font()
     cell = max(128, *(image.width for image in painted.values()))
-    width = max(len(row) for row in rows) * (cell + _GAP)
+    pitch = max(cell, letter * max(map(len, painted))) + _GAP
+    width = max(len(row) for row in rows) * pitch
     height = len(rows) * (cell + line + _GAP)
     whole = Image.new("P", (width + 16 + 3 * letter, height), _PAPER)
     whole.putpalette([*_PALETTE, 255, 255, 255, 0, 0, 0])
     pen = ImageDraw.Draw(whole)
     for y, row in enumerate(rows):
         for x, label in enumerate(row):
-            left, top = x * (cell + _GAP), y * (cell + line + _GAP)
+            left, top = x * pitch, y * (cell + line + _GAP)
             pen.text((left, top), label, fill=_INK, font=font)
             whole.paste(
                 painted[label].resize((cell, cell), Image.Resampling.NEAREST), (left, top + line)

@@ -34,7 +34,8 @@ def outline(
 
     Args:
         shapes: Name of each tensor to its shape.
-        about: The model's config, which may say how many heads it has.
+        about: The model's config, or a :class:`LanguageModel`'s hyper-parameters, which may say how
+            many heads it has.
         zero: A scalar, which all parameters show in place of their values.
         roles: See :func:`lit_gamma.neurons`.
     """
@@ -43,7 +44,8 @@ def outline(
         path, _, leaf = name.rpartition(".")
         owned.setdefault(path, {})[leaf] = shape
     root = nn.Module()
-    root.config = SimpleNamespace(**{str(k): v for k, v in about.items()})  # type: ignore[assignment]
+    said = {**about, **about.get("transformer", {})}
+    root.config = SimpleNamespace(**{str(k): v for k, v in said.items()})  # type: ignore[assignment]
     root.neuron_roles = dict(roles or {})  # type: ignore[assignment]
     modules: dict[str, nn.Module] = {"": root}
 

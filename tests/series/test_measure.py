@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.families import FAMILIES
-from helpers.runs import fit
+from helpers.runs import fit, tiny_module
 from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,10 +20,12 @@ from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
     KeepCheckpoints,
+    Overview,
     Schedule,
     WeightNorms,
     WeightTrajectory,
 )
+from lit_gamma.metrics import singular_values, stable_rank
 from lit_gamma.series import hub
 from lit_gamma.series.stored import open_stored
 from lit_gamma.series.weights import StoredWeights
@@ -85,6 +87,19 @@ def test_twenty_checkpoints_give_what_was_recorded_live_at_their_steps(live, mea
         assert rows["update_ratio"].isna().all() == (before is None)
         before, last = now, step
     assert step == STEPS[-1]
+
+
+def test_heads_are_measured_apart(tmp_path):
+    module = tiny_module(n_heads=2)
+    state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save({**state, "global_step": 7}, tmp_path / "last.ckpt")
+    callbacks = [EffectiveRank(Schedule(every=1)), Overview(per_head=True)]
+    series.measure(str(tmp_path / "last.ckpt"), tmp_path / "run", callbacks)
+    table = trajectory.load(tmp_path / "run")["effective_rank"]
+    heads = list(neurons(module, per_head=True))
+    assert list(table["matrix"]) == [matrix.name for matrix in heads]
+    expected = [stable_rank(singular_values(matrix.weight)).item() for matrix in heads]
+    np.testing.assert_allclose(table["stable_rank"], expected, rtol=1e-5)
 
 
 def test_it_leaves_what_a_run_leaves_and_compares_with_one(live, measured, tmp_path, command_line):

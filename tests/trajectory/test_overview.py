@@ -12,8 +12,10 @@ from PIL import Image
 
 from lit_gamma import InputError, trajectory
 from lit_gamma.callbacks import (
+    Circuits,
     Condensation,
     EffectiveRank,
+    HiddenStates,
     Schedule,
     TokenLoss,
     TrajectoryCallback,
@@ -58,6 +60,31 @@ def test_panels_show_what_was_recorded_and_the_phases(tmp_path):
     steps, values = panels["stable rank ÷ random"]["query"]
     assert steps == list(range(13))
     np.testing.assert_allclose(values, by_step["stable_rank_over_null"].mean(), rtol=1e-6)
+
+
+def test_states_and_circuits_have_lines_beside_those_of_the_weights(tmp_path):
+    every = Schedule(every=1)
+    callbacks = [WeightNorms(), EffectiveRank(every, None), HiddenStates(every), Circuits(every)]
+    run = fit(tmp_path, *callbacks, max_steps=12).log_dir
+    figure = trajectory.plot(run)
+    panels = {ax.get_title(loc="left"): curves(ax) for ax in figure.axes}
+    beside = {title: {"hidden_states", "qk", "ov"} & set(panel) for title, panel in panels.items()}
+    assert beside == {
+        "cos² between neurons ÷ random": {"hidden_states"},
+        "effective rank ÷ random": {"hidden_states", "qk", "ov"},
+        "stable rank ÷ random": {"qk", "ov"},
+        "update ÷ weights": set(),
+    }
+    tables = trajectory.load(run)
+    _, values = panels["cos² between neurons ÷ random"]["hidden_states"]
+    means = tables["hidden_states"].groupby("step")["mean_squared_cosine_over_null"].mean()
+    np.testing.assert_allclose(values, means, rtol=1e-6)
+    _, values = panels["stable rank ÷ random"]["ov"]
+    means = tables["circuits"].query("role == 'ov'").groupby("step")["stable_rank_over_null"].mean()
+    np.testing.assert_allclose(values, means, rtol=1e-6)
+    (legend,) = figure.legends
+    assert len({line.get_color() for line in legend.get_lines()}) == len(legend.get_texts()) == 12
+    assert {"hidden_states", "qk", "ov"} <= set(trajectory.phases(run)["role"])
 
 
 def test_a_run_without_weights_has_its_loss_alone_and_an_empty_one_is_refused(tmp_path):

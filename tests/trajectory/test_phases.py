@@ -142,6 +142,24 @@ def test_roles_are_means_of_their_matrices_which_take_turns():
         phases_of(tables, 0)
 
 
+def test_states_and_circuits_have_phases_beside_the_weights():
+    tables = records_of({"query": [1.5]})
+    states = records_of({"block": [1.5, 0.0]})["condensation"]
+    heads = records_of({"qk": [1.5], "ov": [0.0]})["effective_rank"]
+    beside = {"hidden_states": states.rename(columns={"matrix": "module"}).drop(columns="role"),
+              "circuits": heads}  # fmt: skip
+    alone = phases_of(tables)
+    found = phases_of(tables | beside).set_index(["role", "matrix", "quantity"])
+    pd.testing.assert_frame_equal(found.loc[alone["role"].unique()].reset_index(), alone)
+    cos, rank = "mean_squared_cosine_over_null", "stable_rank_over_null"
+    blocks = found.loc["hidden_states"].xs(cos, level="quantity")
+    assert list(blocks.index) == ["", "block.0", "block.1"]
+    assert list(blocks["condensation_step"].isna()) == [False, False, True]
+    assert blocks["condensation_low"]["block.0"] <= 120 <= blocks["condensation_high"]["block.0"]
+    assert found["condensation_low"]["qk", "", rank] <= 120
+    assert math.isnan(found["condensation_step"]["ov", "", rank])
+
+
 def test_in_words_the_strongest_come_first_and_those_that_do_the_same_together():
     def row(role, matrix, quantity, condensed, expanded=(nan, nan, nan), values=(1, nan, nan)):
         start, extreme, end = values
