@@ -176,8 +176,9 @@ def _heads(parameter: Parameter, part: Part) -> list[Part]:
     grouped = part.role != "query" and count and n_heads and n_heads % count == 0
     if rest or not (count == n_heads or grouped):
         raise InputError(
-            f"per_head: {parameter.path}{part.suffix} has {n_rows} rows, which are not so many "
-            f"heads as the modules around it tell ({n_heads} of {head_dim}); leave per_head out"
+            f"the heads of {parameter.path}{part.suffix} are asked for (per_head, Circuits), but "
+            f"its {n_rows} rows are not what the modules around it tell ({n_heads} of {head_dim}); "
+            "give its attention num_heads and head_dim, or leave out what asks"
         )
     found = []
     for head in range(count):

@@ -30,7 +30,7 @@ OF_WEIGHTS = ("condensation", "effective_rank", "weight_norms")
 
 def callbacks(per_head: bool = True):
     every = Schedule(every=4)
-    measures = (Condensation(every, 0), EffectiveRank(every, 0), WeightNorms(every))
+    measures = (Condensation(every, 0), EffectiveRank(every, 0), WeightNorms())
     return [*measures, Updates(every), Gradients(every), Circuits(), Overview(per_head=per_head)]
 
 
@@ -72,7 +72,7 @@ def test_every_table_of_weights_has_a_row_for_each_head(recorded):
         assert set(table["role"][table["head"].isna()]) >= {"attention_out", "mlp_up", "lm_head"}
     for name in OF_WEIGHTS:
         for row in tables[name].to_dict("records"):
-            before = weights[row["step"] - 4] if row["step"] else None
+            before = weights[row["step"] - 1] if row["step"] else None
             w = head_of(weights[row["step"]], row["matrix"])
             assert (row["n_neurons"], row["d_in"]) == w.shape
             reference = geometry(w, before and head_of(before, row["matrix"]))

@@ -168,7 +168,7 @@ def test_heads_that_nothing_tells_are_refused():
             self.__dict__.update(said)
 
     shared = nn.ModuleDict({"attn": Attention(num_heads=6, head_dim=2)})
-    with pytest.raises(InputError, match=r"attn.key has 8 rows, .* \(6 of 2\); leave per_head out"):
+    with pytest.raises(InputError, match=r"attn.key are .* 8 rows .* \(6 of 2\); give its"):
         list(neurons(shared, per_head=True))
     shared["attn"].key = nn.Linear(6, 4, bias=False)  # Three query heads share each of two.
     found = list(neurons(shared, per_head=True))
@@ -176,7 +176,7 @@ def test_heads_that_nothing_tells_are_refused():
     assert [(m.head, m.role) for m in found] == list(heads)
     assert (found[-1].name, found[-1].label) == ("attn.key.head1", "key.head1")
     assert torch.equal(found[-1].weight, shared["attn"].key.weight[2:])
-    with pytest.raises(InputError, match=r"attn.query has 12 rows, .* \(None of None\)"):
+    with pytest.raises(InputError, match=r"attn.query .* 12 rows .* \(None of None\)"):
         list(neurons(nn.ModuleDict({"attn": Attention()}), per_head=True))
 
 
