@@ -138,7 +138,7 @@ class Circuits(TrajectoryCallback):
                 rows = group.weight.double()
                 each = zip(group.positions, rows @ rows.mT, strict=True)
             grams |= {(i, None): gram for i, gram in each}
-        for n_heads in set(outs.values()):
+        for n_heads in sorted(set(outs.values())):
             positions = [i for i, n in outs.items() if n == n_heads]
             for group in self._weights.groups(self.run.step, positions):
                 with side_stream(group.weight.device):
