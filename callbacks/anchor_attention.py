@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.key_embedding import refuse_other_data
 from lit_gamma import InputError
 from lit_gamma.callbacks import Quantity, Schedule, TrajectoryCallback
-from lit_gamma.data import AnchorComposition
 from lit_gamma.probing.attention import watched_attention
 from lit_gamma.probing.forward import Seen
 from lit_gamma.recording.run import Run
@@ -67,16 +67,12 @@ class AnchorAttention(TrajectoryCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses data without anchors, or with no token after them."""
-        data = trainer.datamodule
-        if not isinstance(data, AnchorComposition):
-            raise InputError(
-                f"AnchorAttention reads the anchors of AnchorComposition, but the data is "
-                f"{type(data).__name__}; leave the callback out"
-            )
-        if data.context_length < 4:
+        refuse_other_data("AnchorAttention reads the anchors", trainer)
+        length = trainer.datamodule.context_length
+        if length < 4:
             raise InputError(
                 f"AnchorAttention needs a token after the anchors, and data.context_length is "
-                f"{data.context_length}; make it 4 or more, or leave the callback out"
+                f"{length}; make it 4 or more, or leave the callback out"
             )
 
     def start(self, run: Run) -> None:
