@@ -42,7 +42,10 @@ def critical(line: Cells, lower_is_better: bool) -> Window | str:
     window is the stretch around the best cell in which the measure is at it or beyond, linear in γ
     between neighbouring cells; its ends are the critical γ. There are two, as too small an
     initialization can fail as too large a one does; an end that lies outside of the grid is none.
-    Each bootstrap resample has its own means, threshold and best cell.
+    Each bootstrap resample has its own means, threshold and best cell. On simulated sweeps of six γ
+    the interval covers the critical γ of the expected means in 93 % of sweeps with five seeds of
+    Gaussian scatter, and in 90 % where each run answers one way or the other; with three seeds in
+    88 % and 75 % (``benchmarks/critical.py``).
 
     There is no critical γ where the curve is flat within its seeds' noise: where the runs, shuffled
     over the cells, spread the cells' means as far in more than 5 % of the shuffles (a permutation
