@@ -26,6 +26,7 @@ COMMANDS = {
     "measure": "record a series of checkpoints, as if its training had been recorded",
     "sweep": "make the runs of a grid, as many at a time as you like; goes on where it was",
     "find-gamma": "try initialization scales in short runs, and say which loses nothing",
+    "claim": "make the runs of a claim of the literature, and say whether it holds",
     "report": "show what a recorded run, or several, have come to: one page in HTML",
     "compare": "the same of two or more runs, and its numbers as CSV",
 }
@@ -66,6 +67,10 @@ def main() -> None:
             from lit_gamma.cli.find_gamma import find_gamma
 
             find_gamma(sys.argv[2:])
+        elif command == "claim":
+            from lit_gamma.cli.claim import claim
+
+            claim(sys.argv[2:])
         elif command in ("generate", "perplexity", "evaluate", "export"):
             from lit_gamma.cli import commands
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,8 +11,10 @@ from lit_gamma.comparison.sweep_runs import RATE, SweepRuns, lower_is_better, se
 from lit_gamma.errors import InputError
 
 
-def at_best_rate(sweep: SweepRuns, measure: str, by: str | None = None) -> tuple[pd.DataFrame, str]:
-    """Chooses a learning rate for each seed of each setting.
+def at_best_rate(
+    sweep: SweepRuns, measure: str, by: str | None = None, over: Sequence[str] = (RATE,)
+) -> tuple[pd.DataFrame, str]:
+    """Chooses a learning rate, or other values, for each seed of each setting.
 
     It is the rate of the lowest mean loss on the *other* validation sets, in runs of that very
     seed, as someone would tune who has one seed. Where the loss to choose by is of the same set as
@@ -22,6 +26,7 @@ def at_best_rate(sweep: SweepRuns, measure: str, by: str | None = None) -> tuple
         measure: What the runs are judged by.
         by: The loss to choose by; by default the mean of the losses on the other sets, or, where
             there is none, on the only set.
+        over: The keys whose values are chosen, together.
 
     Returns:
         The chosen runs, a row per setting and seed, and the rule in words.
@@ -33,18 +38,18 @@ def at_best_rate(sweep: SweepRuns, measure: str, by: str | None = None) -> tuple
     others = [name for name in losses if set_of(name) != set_of(measure)]
     chosen_by = [by] if by else others or losses
     if not chosen_by:
-        raise InputError(f"no learning rate can be chosen: {measure} is the only measure")
-    keys = [key for key in sweep.keys if key != RATE]
+        raise InputError(f"no {_chosen(over)} can be chosen: {measure} is the only measure")
+    keys = [key for key in sweep.keys if key not in over]
     runs = sweep.ended.dropna(subset=[measure, *chosen_by])
     loss = runs[chosen_by].mean(axis=1).rename("loss")
     apart = all(set_of(name) != set_of(measure) for name in chosen_by)
     if not apart:
         if runs["seed"].nunique() < 2:
             raise InputError(
-                f"no learning rate can be chosen for {measure}: there is no other validation set, "
-                "and no second seed; give --seeds 2 or more"
+                f"no {_chosen(over)} can be chosen for {measure}: there is no other validation "
+                "set, and no second seed; give --seeds 2 or more"
             )
-        loss = _of_other_seeds(runs, loss, [*keys, RATE])
+        loss = _of_other_seeds(runs, loss, sweep.keys)
     ranked = runs.assign(loss=loss).dropna(subset=["loss"]).sort_values("loss", kind="stable")
     best = ranked.drop_duplicates([*keys, "seed"]).drop(columns="loss").sort_index()
     whose = "in the same seed" if apart else "over the other seeds"
@@ -66,3 +71,7 @@ def _of_other_seeds(runs: pd.DataFrame, loss: pd.Series, cell: list[str]) -> pd.
 
 def _named(losses: list[str]) -> str:
     return losses[0] if len(losses) == 1 else f"mean of {', '.join(losses)}"
+
+
+def _chosen(over: Sequence[str]) -> str:
+    return "learning rate" if list(over) == [RATE] else " and ".join(over)

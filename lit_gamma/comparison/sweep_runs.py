@@ -104,13 +104,17 @@ def load_sweep(folder: str | Path) -> SweepRuns:
     path = Path(folder, TABLE)
     if not path.is_file():
         raise InputError(f"{folder} is no sweep: it has no {TABLE}")
-    table = pa.ipc.open_stream(path.read_bytes()).read_pandas()
-    names = list(table)
-    found = SweepRuns(str(folder), names[1 : names.index("seed")], table)
+    found = sweep_of(folder, pa.ipc.open_stream(path.read_bytes()).read_all())
     if not len(found.ended):
         known = ", ".join(f"{len(runs)} {kind}" for kind, runs in found.absent.items())
         raise InputError(f"no run of the sweep in {folder} has finished ({known})")
     return found
+
+
+def sweep_of(folder: str | Path, table: pa.Table) -> SweepRuns:
+    """The sweep that a table is of; none of its runs need have finished."""
+    names = table.column_names
+    return SweepRuns(str(folder), names[1 : names.index("seed")], table.to_pandas())
 
 
 def lower_is_better(measure: str) -> bool:

@@ -77,13 +77,18 @@ def row(
     return {**known, "status": "unfinished" if goes_on else f"failed: {said}"}
 
 
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Puts rows of :func:`row` into a table; a value that is not there is null."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
 def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes ``sweep.csv`` and ``sweep.arrow``, each whole or not at all.
 
     A value that is not there is null in Arrow and empty in CSV; one that is not a number, NaN.
     """
-    names = dict.fromkeys(name for row in rows for name in row)
-    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    table = table_of(rows)
     with (
         replacing(folder / TABLE) as draft,
         pa.OSFile(str(draft), "wb") as file,

@@ -52,7 +52,7 @@ class MeasureView:
 
 def views(sweep: SweepRuns) -> list[MeasureView]:
     """Analyses every measure of a sweep."""
-    return [_view(sweep, measure) for measure in sweep.measures]
+    return [view_of(sweep, measure) for measure in sweep.measures]
 
 
 def critical_table(found: list[MeasureView]) -> pd.DataFrame:
@@ -78,7 +78,8 @@ def edge(row: dict[str, Any], name: str) -> str:
     return f"{number(value, 2)} [{ends}], between {after} and {before}"
 
 
-def _view(sweep: SweepRuns, measure: str) -> MeasureView:
+def view_of(sweep: SweepRuns, measure: str) -> MeasureView:
+    """Analyses one measure of a sweep, a column of its table."""
     plain = cells(sweep.ended, sweep.table[sweep.keys], measure)
     by_view, notes = {FIXED: plain}, []
     others = [key for key in sweep.keys if key != RATE]

@@ -139,8 +139,12 @@ class SweepFolder:
 
     def write_table(self) -> None:
         """Writes what the runs have come to."""
+        write_table(self.path, self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the runs have come to, see :func:`lit_gamma.comparison.sweep_table.row`."""
         found = self._found()
-        write_table(self.path, [self._row(run, found.get(run.content)) for run in self.runs])
+        return [self._row(run, found.get(run.content)) for run in self.runs]
 
     def _row(self, run: PlannedRun, at: Path | None) -> dict[str, Any]:
         failure = self.failures.get(run.name)

@@ -1,0 +1,116 @@
+"""A claim's verdict as files: a page, a figure, its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from lit_gamma.comparison.charts import Chart
+from lit_gamma.comparison.claim_verdict import Judged, shown
+from lit_gamma.comparison.page import environment
+from lit_gamma.comparison.sweep_view import cell_table
+from lit_gamma.errors import InputError
+from lit_gamma.files import replacing
+from lit_gamma.trajectory.jsonable import jsonable
+
+MOST_CHARTS = 3
+"""Charts in the figure."""
+
+
+def write_claim(judged: Judged, folder: Path, command: str) -> list[Path]:
+    """Writes ``claim.html``, ``claim.svg``, ``claim.csv`` and ``claim.json``, each as a whole.
+
+    The figure has the first charts of what the first part measures, if it has any; the table the
+    cells of all sweeps, the JSON the parts.
+
+    Args:
+        judged: The claim beside its runs.
+        folder: Where; it is made.
+        command: What makes the runs.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    sweeps = shown(judged)
+    views = [view for _, of in sweeps.values() for view in of]
+    charts = next((view.charts for view in views if view.charts), [])[-MOST_CHARTS:]
+    n_lines = max([1, *(len(chart.keys) for view in views for chart in view.charts)])
+    page = environment().get_template("claim.html.j2")
+    tables = [cell_table(of).assign(sweep=name) for name, (_, of) in sweeps.items() if of]
+    files = {
+        "claim.html": page.render(
+            judged=judged, sweeps=sweeps, command=command, n_lines=n_lines, tokens=None
+        ),
+        "claim.csv": pd.concat(tables).to_csv(index=False) if tables else "",
+        "claim.json": json.dumps(jsonable(_as_data(judged, command)), indent=2) + "\n",
+        "claim.svg": _side_by_side(charts, n_lines) if charts else "",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            if content:
+                with replacing(folder / name) as draft:
+                    draft.write_text(content, encoding="utf-8")
+            else:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from error
+    return [folder / name for name, content in files.items() if content]
+
+
+def _as_data(judged: Judged, command: str) -> Mapping[str, Any]:
+    claim = judged.claim
+    return {
+        "claim": claim.name,
+        "says": claim.says,
+        "preset": judged.preset,
+        "command": command,
+        "verdict": judged.verdict,
+        "absent": judged.absent,
+        "parts": [
+            {
+                "says": part.says,
+                "kind": part.kind,
+                "verdict": outcome.verdict,
+                "what": outcome.what,
+                **dict(zip(("value", "low", "high"), outcome.span, strict=True)),
+                "note": outcome.note,
+            }
+            for part, outcome in zip(claim.parts, judged.outcomes, strict=True)
+        ],
+        "sweeps": {
+            name: {
+                "grid": {key: list(dict.fromkeys(map(str, of.table[key]))) for key in of.keys},
+                "runs": len(of.table),
+                "ended": len(of.ended),
+                "seeds": int(of.table["seed"].nunique()),
+                "hours": float(of.ended.get("seconds", pd.Series(dtype=float)).sum()) / 3600,
+            }
+            for name, of in judged.sweeps.items()
+        },
+    }
+
+
+def _side_by_side(charts: Sequence[Chart], n_lines: int) -> str:
+    """Charts as one SVG file, with the page's style in its light colours."""
+    style = environment().get_template("style.css.j2").render(n_lines=n_lines, tokens=None)
+    light = style.replace("prefers-color-scheme: dark", "prefers-color-scheme: none")
+    width, height, gap = 340, 240, 24
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {len(charts) * (width + gap)} '
+        f'{height + 40}"><style>{escape(light)}</style><rect width="100%" height="100%" '
+        'fill="#fff"/>'
+    ]
+    for i, chart in enumerate(charts):
+        title = f"{chart.title}, {chart.note}" if chart.note else chart.title
+        placed = f'<svg x="0" y="20" width="{width}" height="{height}" '
+        parts.append(
+            f'<g transform="translate({i * (width + gap) + 8} 0)"><text x="0" y="14">'
+            f"{escape(title)}</text>{str(chart.svg).replace('<svg ', placed, 1)}</g>"
+        )
+    return str(Markup("").join(map(Markup, [*parts, "</svg>"])))
