@@ -138,14 +138,16 @@ def _last(run: Path, name: str, column: str) -> float:
 
 
 def _value(asked: Any) -> Any:
-    """A value as it stands in a table, where a list is one cell, as JSON."""
-    parsed = yaml.safe_load(asked) if isinstance(asked, str) else asked
-    return json.dumps(parsed) if isinstance(parsed, (list, dict)) else parsed
+    """A value that is written as on the command line."""
+    return yaml.safe_load(asked) if isinstance(asked, str) else asked
 
 
 def _same(cell: Any, wanted: Any) -> bool:
+    """Whether a cell of the table is a value; a list is there as JSON."""
     if wanted is None:
         return cell is None or (isinstance(cell, float) and math.isnan(cell))
+    if isinstance(wanted, (list, dict)):
+        return isinstance(cell, str) and bool(json.loads(cell) == wanted)
     if isinstance(cell, (int, float, np.number)) and isinstance(wanted, (int, float)):
         return math.isclose(float(cell), wanted)
     return bool(cell == wanted)

@@ -1,0 +1,105 @@
+"""Writes docs/claims.md from what the claims' runs have come to.
+
+    python -m lit_gamma claim C4 --jobs 2
+    python benchmarks/claims.py
+
+Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart. A
+claim whose runs were not made is listed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_gamma.comparison.claim_file import Claim, ClaimSweep, read_claim
+from lit_gamma.comparison.findings import number
+
+PRESETS = ("gpu", "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--out", type=Path, default=Path("docs/claims.md"))
+    args = parser.parse_args()
+    claims = {path.stem: read_claim(path) for path in sorted(Path("configs/claims").glob("*.yaml"))}
+    sections = [section(claim, claims, args.runs, args.out.parent) for claim in claims.values()]
+    args.out.write_text("\n\n".join([HEAD, *sections]) + "\n", encoding="utf-8")
+    print(f"wrote {args.out}")
+
+
+HEAD = """# Claims
+
+What papers say of small initialization, each as a command with criteria that were committed before
+its runs were made (`configs/claims/`); how a verdict is made is in
+[training.md](training.md#claims). This page is written by `python benchmarks/claims.py` from the
+claims' folders, nothing by hand."""
+
+
+def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> str:
+    """One claim: the sentence, its verdict, command, setting, table and figure."""
+    head = f"## {claim.name}: {claim.says}"
+    made = [preset for preset in PRESETS if (runs / claim.name / preset / "claim.json").is_file()]
+    preset = made[0] if made else "cpu"
+    sweeps = dict(used(claim, claims, preset))
+    typed = command(claim, preset, sweeps)
+    if not made:
+        minutes = claim.minutes[preset]
+        return f"{head}\n\nIts runs were not made yet ({minutes:g} minutes):\n\n{typed}"
+    folder = runs / claim.name / preset
+    said: dict[str, Any] = json.loads((folder / "claim.json").read_text())
+    settings = [setting(label, said["sweeps"][label], of) for label, (_, of) in sweeps.items()]
+    table = [COLUMNS, *(row(part) for part in said["parts"])]
+    parts = [head, verdict(said), typed, "\n".join(settings), "\n".join(table)]
+    if (folder / "claim.svg").is_file():
+        picture = f"claims-{claim.name}.svg"
+        shutil.copy(folder / "claim.svg", docs / picture)
+        parts.append(f"![What the first part measures, over the grid]({picture})")
+    return "\n\n".join(parts)
+
+
+def used(
+    claim: Claim, claims: dict[str, Claim], preset: str
+) -> Iterator[tuple[str, tuple[Claim, ClaimSweep]]]:
+    """The sweeps that a claim looks at, and whose they are."""
+    for label in claim.sweeps:
+        owner, _, name = label.rpartition("/")
+        of = claims[owner or claim.name]
+        yield label, (of, of.presets[preset][name])
+
+
+def verdict(said: dict[str, Any]) -> str:
+    hours = sum(of["hours"] for of in said["sweeps"].values())
+    incomplete = f"; incomplete: {said['absent']}" if said["absent"] else ""
+    return f"**{said['verdict']}**, by preset {said['preset']} ({hours:.1f} h of runs{incomplete})."
+
+
+def command(claim: Claim, preset: str, sweeps: dict[str, tuple[Claim, ClaimSweep]]) -> str:
+    needs = [n for of, sweep in sweeps.values() for n in of.needs if f"${n}" in str(sweep.options)]
+    files = "".join(f" --{name} FILE" for name in dict.fromkeys(needs))
+    return f"```\npython -m lit_gamma claim {claim.name} --preset {preset} --jobs 2{files}\n```"
+
+
+def setting(label: str, of: dict[str, Any], sweep: ClaimSweep) -> str:
+    grid = "; ".join(f"{key} {', '.join(values)}" for key, values in of["grid"].items())
+    ended = f"{of['ended']} of {of['runs']} runs, {of['seeds']} seeds"
+    return f"- `{label}`: `configs/{sweep.config}`; {grid}; {ended}"
+
+
+COLUMNS = "| part | | measured | value | 95 % interval | of |\n|---|---|---|---|---|---|"
+
+
+def row(part: dict[str, Any]) -> str:
+    value, low, high = (number(float(part[key])) for key in ("value", "low", "high"))
+    interval = "–" if low == high == "–" else f"{low} .. {high}"
+    cells = part["says"], f"**{part['verdict']}**", part["what"], value, interval, part["note"]
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    main()

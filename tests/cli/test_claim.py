@@ -1,0 +1,86 @@
+"""A claim of the literature as one command: its runs, its verdict, and what refuses it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers.runs import ROOT
+
+SMOKE = ["claim", "C4", "--preset=smoke", "--jobs=2"]
+HERE = Path("runs/claims/C4/smoke")
+
+
+@pytest.mark.slow
+def test_a_claim_makes_what_is_missing_and_gives_its_verdict(
+    workspace, command_line, monkeypatch, capfd
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["trainer.max_steps=8", "trainer.val_check_interval=4", "data.n_val=100"]
+    by_hand = ["--config=configs/anchor.yaml", "--model.optimizer.warmup_steps=2"]
+    grid = ["--grid=model.gamma=0.5,0.8", "--grid=model.optimizer.lr=1.0e-3,2.0e-3"]
+    flags = [f"--{option}" for option in options]
+    command_line("sweep", *by_hand, *flags, *grid, "--jobs=2", f"--out={HERE / 'anchor'}")
+    made = sorted(path.name for path in (HERE / "anchor").glob("gamma*"))
+    capfd.readouterr()
+
+    command_line(*SMOKE)
+    said = capfd.readouterr()
+    assert "4 runs, 4 of them finished before" in said.err  # A sweep made by hand is the claim's.
+    assert "2 runs, 0 of them finished before" in said.err
+    assert sorted(path.name for path in (HERE / "anchor").glob("gamma*")) == made
+    assert said.out.count("undecided") == 4
+    assert "too few runs to tell a curve from noise" in said.out
+    verdict = json.loads((HERE / "claim.json").read_text())
+    assert verdict["verdict"] == "undecided"
+    assert verdict["absent"] == ""
+    assert {name: of["ended"] for name, of in verdict["sweeps"].items()} == {
+        "anchor": 4,
+        "anchor_two_held_out": 2,
+    }
+    page = (HERE / "claim.html").read_text()
+    assert page.count("<svg viewBox") >= 4
+    assert not re.search(r"https?:|url\(|\bsrc=", page)
+    for run in (HERE / "anchor").glob("gamma0.5*"):
+        (run / "summary.json").unlink()
+    command_line(*SMOKE[:-1], "--jobs=0")
+    assert "incomplete: of 6 runs 2 unfinished" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["C8"], "unknown claim 'C8'; did you mean C.*known: C1, C2"),
+        (["C4", "--preset=cup"], "claim C4 has no preset 'cup'; did you mean cpu?"),
+        (["C4", "--jobs=-1"], "--jobs must be at least 0, got -1"),
+        (["C4", "--prest=cpu"], "claim has no option --prest=cpu; did you mean --preset?"),
+        (["C3", "--preset=smoke"], "these runs need a file: --text FILE, plain text"),
+        (["C4", "--preset=smoke", "--jobs=0"], "no run of claim C4, preset smoke, has finished"),
+        (["odd", "--preset=smoke"], "part 'x' of kind better: missing a required argument"),
+        (["off", "--preset=smoke"], "runs/claims/off/smoke/s has no model.gamma 0.9"),
+    ],
+)
+def test_bad_input_gives_one_message_before_anything_is_started(
+    workspace, command_line, arguments, message
+):
+    sweep = "{s: {config: anchor.yaml, grid: {model.gamma: [0.5, 0.8]}}}"
+    head = f"claim: x\npresets: {{smoke: {{minutes: 1, seeds: 1, sweeps: {sweep}}}}}\nparts:\n"
+    part = "- {says: x, kind: better, sweep: s, measure: val/seen/loss"
+    Path("configs/claims/odd.yaml").write_text(f"{head}{part}}}\n")
+    setting = "where: {model.gamma: 0.9}, than: {model.gamma: 0.5}"
+    Path("configs/claims/off.yaml").write_text(f"{head}{part}, {setting}}}\n")
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as exit_:
+        command_line("claim", *arguments)
+    assert "\n" not in str(exit_.value.code)
+    assert not Path("runs").exists()
+
+
+def test_without_a_name_the_claims_are_listed(workspace, command_line, capsys):
+    command_line("claim")
+    said = capsys.readouterr().out
+    for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "D1"):
+        assert re.search(rf"  {name}  [A-Z].*\. \(smoke \d+ min, cpu \d+ min, gpu \d+ min\)", said)
