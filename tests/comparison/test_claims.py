@@ -162,7 +162,7 @@ def test_phases_are_shares_of_the_runs_that_measured_them():
 
 
 def test_settings_are_told_as_the_grid_has_them():
-    cells = {(g, w, s): {LOSS: s} for g, w, s in product((0.5, None), (None, (0.0, 0.25)), (1, 2))}
+    cells = {(g, w, s): {LOSS: float(s)} for g, w, s in product((0.5, None), (None, (0.0, 0.25)), (1, 2))}
     sweep = swept([GAMMA, "window"], cells)
     found = selected(sweep, {GAMMA: "null", "window": "[0,0.25]"}).table
     assert list(found["seed"]) == [1, 2]
