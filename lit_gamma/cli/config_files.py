@@ -93,8 +93,7 @@ def layers(path: Path, opened: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 def _instead(path: Path, opened: tuple[Path, ...]) -> str:
     """What to say of a config file that does not exist: who named it, and what there is."""
     if opened:
-        folder = SHIPPED / "configs"
-        names = sorted(str(shipped.relative_to(folder)) for shipped in folder.rglob("*.yaml"))
+        names = sorted(shipped.name for shipped in (SHIPPED / "configs").glob("*.yaml"))
         return (
             f", extended by {opened[-1]}; nor does lit-gamma come with one of that name, but with "
             f"{', '.join(names)}{did_you_mean(path.name, names)}"

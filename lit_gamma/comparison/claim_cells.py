@@ -69,7 +69,7 @@ def with_measure(sweep: SweepRuns, measure: str) -> SweepRuns:
     if not len(sweep.ended):
         raise InputError(f"no run of it in {sweep.folder} has finished")
     if sweep.ended[measure].isna().all():
-        raise InputError(f"no run in {sweep.folder} has a {measure}")
+        raise InputError(f"no run in {sweep.folder} measured {measure}")
     return sweep
 
 

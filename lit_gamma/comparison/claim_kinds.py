@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -186,9 +187,9 @@ def _window(sweeps: Sweeps, sweep: str, measure: str, where: Where | None) -> Wi
 
 def _what_a_test_takes(sizes: list[int]) -> str:
     """Whether so many runs of each γ can differ by more than chance; what it takes if not."""
-    orders = math.factorial(sum(sizes)) / math.prod(map(math.factorial, sizes))
+    orders = math.factorial(sum(sizes)) // math.prod(map(math.factorial, sizes))
     alike = math.prod(math.factorial(n) for n in Counter(sizes).values())
-    if len(sizes) > 1 and alike / orders <= CHANCE:
+    if len(sizes) > 1 and Fraction(alike, orders) <= CHANCE:
         return ""
     return "too few runs to tell a curve from noise: takes 2 γ with 4 seeds, or 3 γ with 3"
 

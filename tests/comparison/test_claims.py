@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.runs import ROOT
 from scipy import stats
 
-from lit_gamma import InputError
+from lit_gamma import InputError, trajectory
+from lit_gamma.comparison import align
 from lit_gamma.comparison import claim_kinds as kinds
 from lit_gamma.comparison.claim_cells import by_seed, selected
 from lit_gamma.comparison.claim_file import read_claim
 from lit_gamma.comparison.claim_page import write_claim
-from lit_gamma.comparison.claim_tokens import _at
+from lit_gamma.comparison.claim_tokens import _at, context_gains
 from lit_gamma.comparison.claim_verdict import judge, refuse_absent_settings
 from lit_gamma.comparison.small_samples import (
     mean_interval,
@@ -157,12 +159,14 @@ def test_phases_are_shares_of_the_runs_that_measured_them():
     apart = kinds.phases(sweeps, "s", **asked, than={GAMMA: 0.5})
     np.testing.assert_allclose(apart.span, share_difference((7, 8), (1, 8)))
     assert apart.verdict == "yes"
-    with pytest.raises(InputError, match="no run in s has a key, cos: expansion"):
+    with pytest.raises(InputError, match="no run in s measured key, cos: expansion"):
         kinds.phases(sweeps, "s", **{**asked, "role": "key"}, above=0.5)
 
 
 def test_settings_are_told_as_the_grid_has_them():
-    cells = {(g, w, s): {LOSS: float(s)} for g, w, s in product((0.5, None), (None, (0.0, 0.25)), (1, 2))}
+    cells = {
+        (g, w, s): {LOSS: float(s)} for g, w, s in product((0.5, None), (None, (0.0, 0.25)), (1, 2))
+    }
     sweep = swept([GAMMA, "window"], cells)
     found = selected(sweep, {GAMMA: "null", "window": "[0,0.25]"}).table
     assert list(found["seed"]) == [1, 2]
@@ -182,6 +186,36 @@ def test_losses_are_compared_where_both_have_come_equally_far():
     assert _at(x, over_all, on_class, 1.5) == pytest.approx(2.5)
     assert _at(x, over_all, on_class, 4.5) == 8.0
     assert _at(x, over_all, on_class, 1.0) == 2.0
+
+
+@pytest.mark.slow
+def test_tokens_and_last_records_are_those_of_the_runs(runs):
+    folder = str(Path(runs["a"]).parent)
+    rows = [
+        row(name, {GAMMA: gamma}, 1, {"status": "finished", "steps": 9, "metrics": {LOSS: 1}}, True)
+        for name, gamma in (("a", 0.5), ("b", 1.0))
+    ]
+    sweep = sweep_of(folder, table_of(rows))
+    here, there = (selected(sweep, {GAMMA: gamma}) for gamma in (1.0, 0.5))
+    tokens = align([runs["a"], runs["b"]]).tokens
+    name = tokens["class"].iloc[0]
+    inside = (tokens["class"] == name).to_numpy()
+    _, before, _ = trajectory.probe(runs["a"])
+    _, after, _ = trajectory.probe(runs["b"])
+    fall = before[-1].astype(float) - after[-1].astype(float)
+    expected = fall[inside].mean() - max(fall.mean(), 0)
+    gains = context_gains(here, there, name, "class", equal_loss=False)
+    assert dict(gains) == {1: pytest.approx(expected, abs=1e-6)}
+    assert not inside.all()
+    with pytest.raises(InputError, match="no token of the probe is odd"):
+        context_gains(here, there, "odd", "class", equal_loss=True)
+
+    measure = "effective_rank/effective_rank_over_null"
+    table = trajectory.load(runs["b"])["effective_rank"]
+    last = table[table["step"] == table["step"].max()]["effective_rank_over_null"].mean()
+    assert by_seed(sweep, {GAMMA: 1.0}, measure)[1] == pytest.approx(last)
+    with pytest.raises(InputError, match="measured effective_rank/none"):
+        by_seed(sweep, {GAMMA: 1.0}, "effective_rank/none")
 
 
 def test_a_verdict_names_what_is_undecided_and_what_is_missing(tmp_path):
