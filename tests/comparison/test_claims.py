@@ -192,7 +192,13 @@ def test_losses_are_compared_where_both_have_come_equally_far():
 def test_tokens_and_last_records_are_those_of_the_runs(runs):
     folder = str(Path(runs["a"]).parent)
     rows = [
-        row(name, {GAMMA: gamma}, 1, {"status": "finished", "steps": 9, "metrics": {LOSS: 1}}, True)
+        row(
+            name,
+            {GAMMA: gamma},
+            1,
+            {"status": "finished", "steps": 9, "metrics": {LOSS: 1.0}},
+            True,
+        )
         for name, gamma in (("a", 0.5), ("b", 1.0))
     ]
     sweep = sweep_of(folder, table_of(rows))
