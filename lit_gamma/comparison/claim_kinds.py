@@ -178,10 +178,13 @@ def _window(sweeps: Sweeps, sweep: str, measure: str, where: Where | None) -> Wi
     found = chosen(sweeps[sweep], where or {}, measure, keep=(GAMMA,))
     planned = selected(sweeps[sweep], where or {}).table[[GAMMA]]
     line = cells(found.ended, planned, measure)
+    if not (line.n_runs > 0).all():
+        bare = ", ".join(f"{gamma:g}" for gamma in line.at[GAMMA][line.n_runs == 0])
+        return Outcome("undecided", "critical γ", note=f"no run at γ {bare} has ended")
     window = critical_of(line, lower_is_better(measure))
     if isinstance(window, Window):
         return window
-    takes = _what_a_test_takes([int(n) for n in line.n_runs if n])
+    takes = _what_a_test_takes([int(n) for n in line.n_runs])
     return Outcome("undecided" if takes else "no", "critical γ", note=takes or f"none: {window}")
 
 

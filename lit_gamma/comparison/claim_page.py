@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup, escape
 
-from lit_gamma.comparison.charts import Chart
 from lit_gamma.comparison.claim_verdict import Judged, shown
+from lit_gamma.comparison.figure_file import as_file
 from lit_gamma.comparison.page import environment
 from lit_gamma.comparison.sweep_view import cell_table
 from lit_gamma.errors import InputError
@@ -48,7 +47,7 @@ def write_claim(judged: Judged, folder: Path, command: str) -> list[Path]:
         ),
         "claim.csv": pd.concat(tables).to_csv(index=False) if tables else "",
         "claim.json": json.dumps(jsonable(_as_data(judged, command)), indent=2) + "\n",
-        "claim.svg": _side_by_side(charts, n_lines) if charts else "",
+        "claim.svg": as_file(charts) if charts else "",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,23 +93,3 @@ def _as_data(judged: Judged, command: str) -> Mapping[str, Any]:
             for name, of in judged.sweeps.items()
         },
     }
-
-
-def _side_by_side(charts: Sequence[Chart], n_lines: int) -> str:
-    """Charts as one SVG file, with the page's style in its light colours."""
-    style = environment().get_template("style.css.j2").render(n_lines=n_lines, tokens=None)
-    light = style.replace("prefers-color-scheme: dark", "prefers-color-scheme: none")
-    width, height, gap = 340, 240, 24
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {len(charts) * (width + gap)} '
-        f'{height + 40}"><style>{escape(light)}</style><rect width="100%" height="100%" '
-        'fill="#fff"/>'
-    ]
-    for i, chart in enumerate(charts):
-        title = f"{chart.title}, {chart.note}" if chart.note else chart.title
-        placed = f'<svg x="0" y="20" width="{width}" height="{height}" '
-        parts.append(
-            f'<g transform="translate({i * (width + gap) + 8} 0)"><text x="0" y="14">'
-            f"{escape(title)}</text>{str(chart.svg).replace('<svg ', placed, 1)}</g>"
-        )
-    return str(Markup("").join(map(Markup, [*parts, "</svg>"])))

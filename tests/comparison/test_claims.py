@@ -231,7 +231,11 @@ def test_a_verdict_names_what_is_undecided_and_what_is_missing(tmp_path):
         (g, r, s): {UNSEEN: float(g > 0.65) + 0.01 * s, LOSS: r + g}
         for g, r, s in product(gammas, rates, (1, 2, 3))
     }
-    missing = {(0.9, r, s): "missing" for r in rates for s in (1, 2, 3)}
+    gone = {(0.9, r, s): "missing" for r in rates for s in (1, 2, 3)}
+    cut = {"anchor": swept([GAMMA, RATE], values, statuses=gone)}
+    without = kinds.critical_stays(cut, "anchor", UNSEEN)
+    assert (without.verdict, without.note) == ("undecided", "no run at γ 0.9 has ended")
+    missing = {(0.9, 2e-3, s): "missing" for s in (1, 2, 3)}
     anchor = swept([GAMMA, RATE], values, statuses=missing)
     none = dict.fromkeys(product(gammas, (1,)), "missing")
     other = swept([GAMMA], {key: {} for key in none}, statuses=none)
@@ -240,14 +244,14 @@ def test_a_verdict_names_what_is_undecided_and_what_is_missing(tmp_path):
     judged = judge(claim, "cpu", sweeps)
     assert [of.verdict for of in judged.outcomes] == ["yes", "undecided", "yes"]
     assert judged.verdict == "held in part"
-    assert judged.absent == "of 35 runs 11 missing"
+    assert judged.absent == "of 35 runs 8 missing"
     written = write_claim(judged, tmp_path / "C4", "the command")
     assert [path.name for path in written] == ["claim.html", "claim.csv", "claim.json", "claim.svg"]
     page = (tmp_path / "C4" / "claim.html").read_text()
-    assert "γ 0.9, lr 0.001: no run that ended" in page  # Missing, never zero.
-    assert "incomplete: of 35 runs 11 missing" in page
+    assert "γ 0.9, lr 0.002: no run that ended" in page  # Missing, never zero.
+    assert "incomplete: of 35 runs 8 missing" in page
     said = json.loads((tmp_path / "C4" / "claim.json").read_text())
-    assert said["sweeps"]["anchor"]["ended"] == 24
+    assert said["sweeps"]["anchor"]["ended"] == 27
     assert said["parts"][1]["value"] == "nan"
     with pytest.raises(InputError, match="no run of claim C4, preset cpu, has finished"):
         judge(claim, "cpu", {"anchor": other, "anchor_two_held_out": other})
