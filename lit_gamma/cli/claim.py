@@ -71,9 +71,10 @@ def claim(arguments: list[str]) -> None:
     }
     refuse_absent_settings(stated, {label: of.runs() for label, of in planned.items()})
     again = f"{PROGRAM} {shlex.join(arguments)}"
-    for of_sweep in planned.values() if asked.jobs else ():
-        with of_sweep.folder.held(of_sweep.base):
-            carry_out(of_sweep.folder, asked.jobs, None, again)
+    for label, of in planned.items() if asked.jobs else ():
+        print(f"sweep {label}, in {of.folder.path}", file=sys.stderr)
+        with of.folder.held(of.base):
+            carry_out(of.folder, asked.jobs, None, again)
     judged = judge(stated, asked.preset, {label: of.runs() for label, of in planned.items()})
     written = write_claim(judged, asked.out / stated.name / asked.preset, again)
     _tell(judged, written)

@@ -126,24 +126,24 @@ def phases(
     phase: str,
     where: Where,
     than: Where | None = None,
-    above: float | None = None,
+    above: float = 0.5,
 ) -> Outcome:
-    """Do runs show a phase: more than a share ``above`` of them, or more than others do?
+    """Do more than a share ``above`` of the seeds show a phase, or more than in another setting?
 
-    Of all runs of the setting that measured it. Wilson's interval, or Newcombe's of a difference.
+    A seed shows it if most of its runs do that measured it: runs of a seed begin alike, so that
+    they are no evidence of their own. Wilson's interval, or Newcombe's of a difference.
     """
     found, of = _n_with_phase(sweeps[sweep], where, role, quantity, phase)
-    said = f"{found} of {of} runs"
+    said = f"{found} of {of} seeds"
     if than is None:
-        threshold = 0.5 if above is None else float(above)
         span = share_interval(found, of)
-        more = (n for n in range(of, MOST) if share_interval(round(span[0] * n), n)[1] > threshold)
-        takes = f"some {next(more, MOST)} runs" if span[0] > threshold else "more runs"
-        return _decided(span, threshold, f"share with {phase}", said, takes)
+        more = (n for n in range(of, MOST) if share_interval(round(span[0] * n), n)[1] > above)
+        takes = f"some {next(more, MOST)} seeds" if span[0] > above else "more seeds"
+        return _decided(span, above, f"share of seeds with {phase}", said, takes)
     other = _n_with_phase(sweeps[sweep], than, role, quantity, phase)
-    span = share_difference((found, of), other)
     said = f"{said} against {other[0]} of {other[1]}"
-    return _decided(span, 0.0, f"difference of the shares with {phase}", said, "more runs")
+    span = share_difference((found, of), other)
+    return _decided(span, 0.0, f"difference of the shares with {phase}", said, "more seeds")
 
 
 def tokens(
@@ -242,7 +242,8 @@ def _decided(span: Span, threshold: float, what: str, made_of: str, takes: str) 
 def _n_with_phase(
     sweep: SweepRuns, where: Where, role: str, quantity: str, phase: str
 ) -> tuple[int, int]:
-    """How many runs of a setting have a phase, and how many measured it."""
-    runs = with_phase(selected(sweep, where), role, quantity, phase)
-    found = runs.ended[phase_name(role, quantity, phase)].dropna()
-    return int(found.sum()), len(found)
+    """How many seeds of a setting have a phase in most runs, and how many measured it."""
+    runs = with_phase(selected(sweep, where), role, quantity, phase).ended
+    by_run = runs[phase_name(role, quantity, phase)]
+    shares = by_run.groupby(runs["seed"]).mean().dropna()
+    return int((shares > 0.5).sum()), len(shares)

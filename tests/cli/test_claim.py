@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.runs import ROOT
+
+from lit_gamma.cli.claim import _planned
+from lit_gamma.comparison.claim_file import read_claim
 
 SMOKE = ["claim", "C4", "--preset=smoke", "--jobs=2"]
 HERE = Path("runs/claims/C4/smoke")
@@ -77,6 +81,17 @@ def test_bad_input_gives_one_message_before_anything_is_started(
         command_line("claim", *arguments)
     assert "\n" not in str(exit_.value.code)
     assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C7", "D1"])
+def test_the_runs_of_a_card_can_be_planned(workspace, name):
+    Path("FILE.jsonl").write_text('{"text": "Is it? Answer: True"}\n')
+    found = read_claim(Path(f"configs/claims/{name}.yaml"))
+    sweep = list(found.presets["gpu"].values())[-1]
+    one = replace(sweep, seeds=1, grid={key: values[:1] for key, values in sweep.grid.items()})
+    planned = _planned(found, one, dict.fromkeys(found.needs, "FILE.jsonl"), Path("runs/x"))
+    assert len(planned.folder.runs) == 1
 
 
 def test_without_a_name_the_claims_are_listed(workspace, command_line, capsys):

@@ -141,26 +141,33 @@ def test_a_critical_gamma_is_yes_no_or_undecided():
     assert kinds.critical(along({0.3: 0, 0.7: 1}), "s", UNSEEN).verdict == "yes"
 
 
-def test_phases_are_shares_of_the_runs_that_measured_them():
-    def run(expands, measured=True):
-        step = 40.0 if expands else None
-        curve = {"start": 1.0 if measured else None, "expansion_step": step}
+def test_phases_are_shares_of_the_seeds_in_which_most_runs_show_them():
+    def run(expands):
+        curve = {"start": None if expands is None else 1.0, "expansion_step": 40.0}
+        if not expands:
+            curve["expansion_step"] = None
         return {LOSS: 1.0, "phases": {"query": {"cos": curve}}}
 
-    shows = {0.8: [1, 1, 1, 1, 1, 1, 1, 0], 0.5: [0, 0, 0, 0, 0, 0, 1, 0]}
-    values = {(g, s): run(bool(v)) for g, of in shows.items() for s, v in enumerate(of)}
-    sweeps = {"s": swept([GAMMA], {**values, (0.8, 9): run(False, measured=False)})}
+    shows = {0.8: [1, 1, 1, 1, 1, 1, 1, 0, None], 0.5: [0, 0, 0, 0, 0, 0, 1, 0, None]}
+    values = {
+        (g, r, s): run(v if r < 3 else 1 - (v or 0))  # Two of three runs decide.
+        for g, of in shows.items()
+        for s, v in enumerate(of)
+        for r in (1, 2, 3)
+        if v is not None or r < 3
+    }
+    sweeps = {"s": swept([GAMMA, RATE], values)}
     asked = {"role": "query", "quantity": "cos", "phase": "expansion", "where": {GAMMA: 0.8}}
-    found = kinds.phases(sweeps, "s", **asked, above=0.5)
+    found = kinds.phases(sweeps, "s", **asked)
     assert found.verdict == "yes"
-    assert found.note == "7 of 8 runs"
+    assert found.note == "7 of 8 seeds"
     np.testing.assert_allclose(found.span, share_interval(7, 8))
     assert kinds.phases(sweeps, "s", **asked, above=0.9).verdict == "undecided"
     apart = kinds.phases(sweeps, "s", **asked, than={GAMMA: 0.5})
     np.testing.assert_allclose(apart.span, share_difference((7, 8), (1, 8)))
     assert apart.verdict == "yes"
     with pytest.raises(InputError, match="no run in s measured key, cos: expansion"):
-        kinds.phases(sweeps, "s", **{**asked, "role": "key"}, above=0.5)
+        kinds.phases(sweeps, "s", **{**asked, "role": "key"})
 
 
 def test_settings_are_told_as_the_grid_has_them():
