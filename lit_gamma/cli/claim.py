@@ -17,7 +17,7 @@ from lit_gamma.cli.sweep.command import carry_out
 from lit_gamma.cli.sweep.folder import SweepFolder
 from lit_gamma.cli.sweep.plan import FitConfigs, plan
 from lit_gamma.cli.sweep.planned import Config
-from lit_gamma.cli.terminal import wrapped
+from lit_gamma.cli.terminal import tell, wrapped
 from lit_gamma.cli.workspace import SHIPPED, shipped_config
 from lit_gamma.comparison.claim_file import Claim, ClaimSweep, read_claim
 from lit_gamma.comparison.claim_page import write_claim
@@ -65,6 +65,8 @@ def claim(arguments: list[str]) -> None:
     stated = read_claim(_file_of(asked.claim))
     sweeps = dict(_sweeps_of(stated, asked.preset))
     files = _files(sweeps, rest)
+    n_runs = sum(sweep.n_runs for _, sweep in sweeps.values())
+    tell(f"checking the configs of {n_runs} runs")
     planned = {
         label: _planned(of, sweep, files, asked.out / of.name / asked.preset / label.split("/")[-1])
         for label, (of, sweep) in sweeps.items()
@@ -72,7 +74,7 @@ def claim(arguments: list[str]) -> None:
     refuse_absent_settings(stated, {label: of.runs() for label, of in planned.items()})
     again = f"{PROGRAM} {shlex.join(arguments)}"
     for label, of in planned.items() if asked.jobs else ():
-        print(f"sweep {label}, in {of.folder.path}", file=sys.stderr)
+        tell(f"sweep {label}, in {of.folder.path}")
         with of.folder.held(of.base):
             carry_out(of.folder, asked.jobs, None, again)
     judged = judge(stated, asked.preset, {label: of.runs() for label, of in planned.items()})

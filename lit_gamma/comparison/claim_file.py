@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class ClaimSweep:
     grid: Mapping[str, list[str]]
     options: Mapping[str, Any]
     seeds: int
+
+    @property
+    def n_runs(self) -> int:
+        """Its runs, of all cells and seeds."""
+        return self.seeds * math.prod(map(len, self.grid.values()))
 
 
 @dataclass(frozen=True)

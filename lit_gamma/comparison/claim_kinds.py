@@ -224,6 +224,9 @@ def _above(gains: pd.Series, threshold: float, what: str) -> Outcome:
     if not np.isfinite(gains).all():
         seeds = ", ".join(str(seed) for seed in gains.index[~np.isfinite(gains)])
         return Outcome("undecided", what, note=f"seed {seeds} diverged; takes runs that do not")
+    if (gains == threshold).all():
+        note = "the same in each seed; takes runs or a measure that tell them apart"
+        return Outcome("undecided", what, mean_interval(gains), note)
     n = seeds_needed(gains - threshold)
     takes = f"some {n} seeds, if mean and spread stay" if n else f"more than {MOST:,} seeds"
     return _decided(mean_interval(gains), threshold, what, f"{len(gains)} seeds", takes)

@@ -84,6 +84,9 @@ def test_better_is_paired_over_seeds_at_the_best_of_what_is_left_open():
     assert kinds.better(sweeps, "s", LOSS, **where, by=0.1).verdict == "undecided"
     assert kinds.better(sweeps, "s", LOSS, **where, by=0.2).verdict == "no"
     assert kinds.better(sweeps, "s", LOSS, {GAMMA: 0.5}, {GAMMA: 0.8}, by=-0.2).verdict == "yes"
+    same = kinds.better(sweeps, "s", LOSS, {GAMMA: 0.8}, {GAMMA: 0.8})
+    assert same.verdict == "undecided"  # As where no run has learnt anything.
+    assert "the same in each seed" in same.note
     one = {"s": swept([GAMMA, RATE], {k: v for k, v in values.items() if k[2] < 2})}
     short = kinds.better(one, "s", LOSS, {GAMMA: 0.8, RATE: 1e-3}, {GAMMA: 0.5, RATE: 1e-3})
     assert (short.verdict, short.note) == ("undecided", "1 seeds in both; takes 2 at least")
