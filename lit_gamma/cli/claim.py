@@ -135,7 +135,7 @@ def _planned(of: Claim, sweep: ClaimSweep, files: Mapping[str, str], out: Path) 
         folder = SweepFolder(out, plan(fits, shared, sweep.grid, sweep.seeds, out))
     except InputError as error:
         raise InputError(f"claim {of.name}: {error}") from error
-    folder.refuse_another(fits.base)
+    folder.refuse_another(fits.base, fits.read_saved)
     return Planned(folder, fits.base)
 
 

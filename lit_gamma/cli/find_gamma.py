@@ -69,7 +69,7 @@ def find_gamma(arguments: list[str]) -> None:
     fits.check()
     tried, left_out, data = _examined(shared, gammas)
     folder = SweepFolder(out, plan(fits, shared, {GAMMA: tried, **rates}, asked.seeds, out))
-    folder.refuse_another(fits.base)
+    folder.refuse_another(fits.base, fits.read_saved)
     with folder.held(fits.base):
         carry_out(folder, asked.jobs, None, f"{PROGRAM} {shlex.join(arguments)}")
     if folder.failures:

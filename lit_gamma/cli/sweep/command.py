@@ -46,7 +46,7 @@ def sweep(arguments: list[str]) -> None:
     fits = command_line(FitConfigs, ["fit", *shared])
     assert isinstance(fits, FitConfigs)
     folder = SweepFolder(out, plan(fits, shared, grid, asked.seeds, out))
-    folder.refuse_another(fits.base)
+    folder.refuse_another(fits.base, fits.read_saved)
     executor = None if options is None else executor_for(out, options, asked.jobs)
     again = f"{_parser().prog} {shlex.join(arguments)}"
     with folder.held(fits.base):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -38,11 +38,14 @@ class SweepFolder:
         self.failures: dict[str, str] = {}
         self._contents: dict[tuple[Path, int], str] = {}
 
-    def refuse_another(self, base: Config) -> None:
+    def refuse_another(self, base: Config, read: Callable[[Path], Config]) -> None:
         """Refuses a folder in which another config was swept.
+
+        What an earlier lit-gamma left is known by the options that it had, the rest as by default.
 
         Args:
             base: The config without the grid.
+            read: Reads a saved config with the options of today.
 
         Raises:
             InputError: The folder holds something else, or a sweep of another config.
@@ -58,12 +61,24 @@ class SweepFolder:
             return
         before = yaml.load(kept.read_text(), yaml.CSafeLoader)
         if content(before) != content(base):
+            with suppress(InputError):  # Of an option that is no more: it differs then.
+                before = read(kept)
+        if content(before) != content(base):
             apart = differing([flat(before), flat(base)])
             said = [f"{key} {old}, not {new}" for key, (old, new) in apart.items()]
             raise InputError(
                 f"{self.path} is the sweep of another config, with {', '.join(said[:3])}: put that "
                 "into the grid, or give another --out"
             )
+        self._read_earlier(read)
+
+    def _read_earlier(self, read: Callable[[Path], Config]) -> None:
+        """Reads the configs of runs that are none of the planned as they stand."""
+        planned = {run.content for run in self.runs}
+        for path in self.path.rglob("config.yaml"):
+            if self._content(path) and self._content(path) not in planned:
+                with suppress(InputError):
+                    self._contents[path, path.stat().st_mtime_ns] = content(read(path))
 
     @contextmanager
     def held(self, base: Config) -> Iterator[None]:

@@ -59,6 +59,14 @@ class FitConfigs(LitGammaCLI):
         self.parse_arguments(self.parser, ["fit", *arguments])
         return self._plain()
 
+    def read_saved(self, path: Path) -> Config:
+        """A saved config with the options of today, those that it lacks as by default.
+
+        Raises:
+            InputError: It has an option that is no more.
+        """
+        return self.read([f"--config={path}"])
+
     def check(self) -> None:
         """Makes the model, the data and the callbacks of what was read last, without memory.
 
