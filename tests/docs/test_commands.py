@@ -32,8 +32,7 @@ ELSEWHERE = {
     "python -m lit_gamma sweep ": "tests/cli/test_sweep.py: each run is a process of its own",
     "python -m lit_gamma compare runs/anchor-sweep": "tests/cli/test_sweep.py, after a sweep",
     "python -m lit_gamma find-gamma ": "tests/cli/test_find_gamma.py: likewise, with few runs",
-    "python -m lit_gamma claim C": "tests/cli/test_claim.py: runs in processes of their own",
-    "python -m lit_gamma claim D": "likewise; it is one more claim of docs/claims.md",
+    "python -m lit_gamma claim ": "tests/cli/test_claim.py: each run is a process of its own",
     "python -m lit_gamma evaluate ": (
         "tests/trained/test_evaluation.py evaluates, where lm-eval is installed"
     ),
