@@ -86,7 +86,7 @@ class FitConfigs(LitGammaCLI):
 def plan(
     fits: FitConfigs, shared: Sequence[str], grid: Mapping[str, list[str]], n_seeds: int, out: Path
 ) -> list[PlannedRun]:
-    """The runs of a grid, seeds fastest, all of them checked.
+    """The runs of a grid, all of them checked; the whole grid with one seed, then with the next.
 
     Args:
         fits: Reads configs; its ``base`` is that of ``shared``.
@@ -105,8 +105,8 @@ def plan(
     first = fits.base["seed_everything"]
     seeds = range(int(first), int(first) + n_seeds)
     runs: dict[str, PlannedRun] = {}
-    for cell in cells(grid):
-        for seed in seeds:
+    for seed in seeds:
+        for cell in cells(grid):
             run = _planned(fits, shared, cell, seed, out)
             if seed == seeds[0]:
                 fits.check()
