@@ -87,8 +87,10 @@ def command(claim: Claim, preset: str, sweeps: dict[str, tuple[Claim, ClaimSweep
 
 def setting(label: str, of: dict[str, Any], sweep: ClaimSweep) -> str:
     grid = "; ".join(f"{key} {', '.join(values)}" for key, values in of["grid"].items())
+    texts = {key: value for key, value in sweep.options.items() if isinstance(value, str)}
+    plain = (f"{key} {value}" for key, value in texts.items() if "$" not in value)
     ended = f"{of['ended']} of {of['runs']} runs, {of['seeds']} seeds"
-    return f"- `{label}`: `configs/{sweep.config}`; {grid}; {ended}"
+    return f"- {'; '.join((f'`{label}`: `configs/{sweep.config}`', *plain, grid, ended))}"
 
 
 COLUMNS = "| part | | measured | value | 95 % interval | of |\n|---|---|---|---|---|---|"
