@@ -38,20 +38,25 @@ class Judged:
         window: The γ that lose nothing by it: whose mean is within :data:`LEAST` of the best, or
             within the best's standard error, if that is more (the one-standard-error rule of
             Breiman et al., *Classification and Regression Trees*, 1984).
-        doubt: Why no γ can be told by it; empty if the seeds agree.
+        better_half: The γ around the best that are on its side of half way to the worst mean.
+        tells_nothing: Why it does not tell the γ apart, so that none loses by it; empty if it does.
+        doubt: Why its seeds disagree; empty if they agree.
     """
 
     measure: str
     line: Cells
     window: Window
+    better_half: Window
+    tells_nothing: str
     doubt: str
 
 
 def judge(sweep: SweepRuns, measure: str) -> tuple[Judged, pd.DataFrame]:
     """Judges γ by a measure, each at its best learning rate if there are several.
 
-    The seeds disagree if shuffled runs spread the means over γ as far in more than 5 % of shuffles,
-    or if at the best γ a seed is on the worse side of half way between the best and the worst mean.
+    The seeds disagree if at the best γ one is on the worse side of half way between the best and
+    the worst mean, where these are more than :data:`LEAST` apart. The measure tells nothing if they
+    do not, but shuffled runs spread the means over γ as far in more than 5 % of shuffles.
 
     Returns:
         What it says, and the runs that it says it of.
@@ -70,20 +75,24 @@ def judge(sweep: SweepRuns, measure: str) -> tuple[Judged, pd.DataFrame]:
     at = int(np.nanargmax(np.where(np.isfinite(line.value), sign * line.value, -np.inf)))
     best = line.runs[at]
     error = float(best.std(ddof=1) / math.sqrt(len(best))) if len(best) > 1 else 0.0
-    half = window(line, lower_is_better(measure), None).threshold
-    chance = flatness(line.runs)
-    astray = int((sign * best < sign * half).sum())
-    doubt = ""
-    if line.n_runs.max() < 2:
-        doubt = f"{measure} has one seed of each γ, which tells nothing of chance"
-    elif chance > CHANCE:
-        doubt = f"by {measure} the seeds differ as much as the γ do (p = {chance:.2f})"
-    elif astray:
-        doubt = (
-            f"by {measure} {astray} of {len(best)} seeds fail at γ {line.at[GAMMA][at]:g}, the best"
-        )
+    half = window(line, lower_is_better(measure), None)
+    apart = 2 * abs(half.threshold - line.value[at]) > LEAST
+    astray = int((sign * best < sign * half.threshold).sum()) if apart else 0
+    at_best = f"γ {line.at[GAMMA][at]:g}, the best"
+    doubt = f"by {named(measure)} {astray} of {len(best)} seeds fail at {at_best}"
     found = window(line, lower_is_better(measure), max(LEAST, error))
-    return Judged(measure, line, found, doubt), runs
+    nothing = "" if astray else _why_nothing(line, measure)
+    return Judged(measure, line, found, half, nothing, doubt if astray else ""), runs
+
+
+def _why_nothing(line: Cells, measure: str) -> str:
+    """Why a measure does not tell γ apart; empty if it does."""
+    if line.n_runs.max() < 2:
+        return f"{named(measure)} has one seed of each γ, which tells nothing of chance"
+    chance = flatness(line.runs)
+    if chance > CHANCE:
+        return f"{named(measure)} does not tell the γ apart from the seeds (p = {chance:.2f})"
+    return ""
 
 
 def with_loss(sweep: SweepRuns, name: str | None) -> SweepRuns:
@@ -135,17 +144,32 @@ def in_words(judged: list[Judged], curves: Mapping[float, pd.DataFrame]) -> list
         judged: By validation loss, and by reasoning if that is measured.
         curves: The validation loss of each γ, of :func:`loss_curves`.
     """
-    said = [f"{_name(of)} is best at γ {of.window.best:g}" for of in judged]
+    best = ", ".join(f"{named(of.measure)} is best at γ {of.window.best:g}" for of in judged)
+    telling = [of for of in judged if not of.tells_nothing]
+    said = [of.tells_nothing for of in judged if of.tells_nothing]
     doubts = [of.doubt for of in judged if of.doubt]
-    span = shared_range(judged)
-    if doubts:
-        last = f"nothing is recommended, as {' and '.join(doubts)}"
-    elif span is None:
-        last = "no γ loses neither"
+    if doubts or not telling:
+        reason = f", as {' and '.join(doubts)}" if doubts else ""
+        said.append(f"nothing is recommended{reason}")
     else:
-        loses = "neither" if len(judged) > 1 else "nothing"
-        last = f"the range that loses {loses} is {_range(span, judged[0].line.at[GAMMA])}"
-    return [f"{_upper(', '.join(said))}; {last}.", _trend(judged[0], curves)]
+        said.append(_recommended(telling, len(judged)))
+    return [f"{_upper('; '.join([best, *said]))}.", _trend(judged[0], curves)]
+
+
+def _recommended(telling: list[Judged], n_measures: int) -> str:
+    """The range that loses nothing by the measures that tell γ apart, and where reasoning is."""
+    tried = telling[0].line.at[GAMMA]
+    span = shared_range(telling)
+    by = f"nothing by {named(telling[0].measure)}" if len(telling) < n_measures else "nothing"
+    loses = "neither" if len(telling) > 1 else by
+    said = "no γ loses neither"
+    if span is not None:
+        said = f"the range that loses {loses} is {_range(span, tried)}"
+    for of in telling:
+        if of.measure != LOSS:
+            half = _range((of.better_half.lower, of.better_half.upper), tried)
+            said += f"; {named(of.measure)} is on the better side of half way from {half}"
+    return said
 
 
 def _trend(loss: Judged, curves: Mapping[float, pd.DataFrame]) -> str:
@@ -196,7 +220,7 @@ def _range(span: tuple[Span, Span], tried: pd.Series) -> str:
     outside = [f"{g:g}" for g in (*tried[tried < low[0]][-1:], *tried[tried > high[0]][:1])]
     if not outside:
         return said
-    return f"{said}: of those tried, {', '.join(inside) or 'none'}; {' and '.join(outside)} lose"
+    return f"{said} (of those tried {', '.join(inside) or 'none'}, not {' and '.join(outside)})"
 
 
 def _end(span: Span, open_end: str) -> str:
@@ -205,8 +229,9 @@ def _end(span: Span, open_end: str) -> str:
     return f"{number(span[0], 2)} [{number(span[1], 2)}, {number(span[2], 2)}]"
 
 
-def _name(of: Judged) -> str:
-    return "validation loss" if of.measure == LOSS else of.measure
+def named(measure: str) -> str:
+    """What a measure is called."""
+    return "validation loss" if measure == LOSS else measure
 
 
 def _upper(words: str) -> str:

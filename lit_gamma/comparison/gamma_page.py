@@ -17,6 +17,7 @@ from lit_gamma.comparison.gamma_choice import (
     in_words,
     judge,
     loss_curves,
+    named,
     with_loss,
 )
 from lit_gamma.comparison.page import environment
@@ -60,22 +61,21 @@ def write_choice(
 
 
 def _over_gamma(of: Judged) -> Chart:
-    line, found = of.line, of.window
+    line, found, told = of.line, of.window, not (of.tells_nothing or of.doubt)
     x = line.at[GAMMA].to_numpy(float)
     low = np.where(np.isnan(line.low), line.value, line.low)
     high = np.where(np.isnan(line.high), line.value, line.high)
     spans = [
-        (s[0] if math.isfinite(s[0]) and not of.doubt else math.nan, s[1], s[2])
+        (s[0] if math.isfinite(s[0]) and told else math.nan, s[1], s[2])
         for s in (found.lower, found.upper)
     ]
-    marks = [] if of.doubt else [Marks(0, *spans)]
+    marks = [Marks(0, *spans)] if told else []
     svg = panel([Line(0, x, line.value, low, high)], marks=marks, places=x.tolist())
     seen = (
         "Means over the seeds with 95 % intervals. Below, the γ at which it begins (▲) and ceases "
         "(▽) to be as good as the best, with intervals; no mark where that is beyond the γ tried."
     )
-    title = "validation loss" if of.measure == LOSS else of.measure
-    return Chart(f"{title} over γ", svg, seen)
+    return Chart(f"{named(of.measure)} over γ", svg, seen)
 
 
 def _trend(behind: Mapping[float, pd.DataFrame], best: float) -> Iterator[Chart]:
