@@ -99,7 +99,8 @@ COLUMNS = "| part | | measured | value | 95 % interval | of |\n|---|---|---|---|
 def row(part: dict[str, Any]) -> str:
     value, low, high = (number(float(part[key])) for key in ("value", "low", "high"))
     interval = "–" if low == high == "–" else f"{low} .. {high}"
-    cells = part["says"], f"**{part['verdict']}**", part["what"], value, interval, part["note"]
+    what = part["what"].replace("/", ", ").replace("_", " ")
+    cells = part["says"], f"**{part['verdict']}**", what, value, interval, part["note"]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 

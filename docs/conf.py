@@ -8,6 +8,7 @@ copyright = author
 release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 2  # Pages link to each other's sections.
 html_theme = "furo"
 html_extra_path = ["_extra"]  # The reports of the gallery.
 html_title = f"lit-gamma {release}"
