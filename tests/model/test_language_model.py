@@ -168,7 +168,7 @@ def test_the_first_step_moves_by_the_first_rate_of_the_warm_up():
     assert moved.max().item() == pytest.approx(0.05, rel=1e-3)
 
 
-class Gradients(Callback):
+class KeptGradients(Callback):
     """Norms of the whole gradient, as the optimizer gets it."""
 
     def __init__(self):
@@ -183,7 +183,7 @@ class Gradients(Callback):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_every_precision_trains_with_the_gradient_clipped(precision):
     lm = model(OptimizerConfig(lr=3e-3, warmup_steps=5), tie_embeddings=True)
-    seen = Gradients()
+    seen = KeptGradients()
     trainer = Trainer(
         **QUIET, max_steps=60, precision=precision, gradient_clip_val=0.1, callbacks=[seen]
     )
