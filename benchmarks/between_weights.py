@@ -1,4 +1,4 @@
-"""Draws the tokens' states, updates and gradients of runs beside the query weights.
+"""Draws states, updates, gradients, circuits and attention of runs beside the query weights.
 
 python -m lit_gamma fit --config configs/everything.yaml
 python -m lit_gamma fit --config configs/everything.yaml --model.gamma 0.5
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from lit_gamma import trajectory
 
 COSINE, RANK = "mean_squared_cosine_over_null", "effective_rank_over_null"
-BLOCKS = "layer >= 0"
+BLOCKS, QK = "layer >= 0", "role == 'qk'"
 PANELS = (  # title, table, which rows, column, scale
     ("states: cos² ÷ random", "hidden_states", "", COSINE, "log"),
     ("query weights: cos² ÷ random", "weight_norms", "role == 'query'", COSINE, "log"),
@@ -29,6 +29,8 @@ PANELS = (  # title, table, which rows, column, scale
     ("updates: effective rank ÷ random", "updates", BLOCKS, RANK, "linear"),
     ("updates: cos with the weights", "updates", BLOCKS, "cosine_with_weight", "linear"),
     ("gradients: norm", "gradients", BLOCKS, "norm", "log"),
+    ("QK circuits: stable rank ÷ random", "circuits", QK, "stable_rank_over_null", "log"),
+    ("last token: attention on anchor 2", "anchor_attention", "", "second_anchor", "linear"),
     ("keys: eigenvalues 1, 2, 3 of the covariance", "key_embedding", "", "eigenvalue", "log"),
     ("keys: cos of neighbours", "key_embedding", "", "neighbour_cosine", "linear"),
 )  # fmt: skip
@@ -60,8 +62,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/between-weights.png"))
     args = parser.parse_args()
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    for axes, (title, *what, scale) in zip(figure.subplots(2, 5).flat, PANELS, strict=True):
+    figure = Figure(figsize=(18, 5.6), layout="constrained")
+    for axes, (title, *what, scale) in zip(figure.subplots(2, 6).flat, PANELS, strict=True):
         for run, color in zip(args.runs, ("#0072b2", "#d55e00", "#009e73"), strict=False):
             for name, curve in curves(run, *what).items():
                 curve = curve.dropna()
