@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -62,6 +63,14 @@ def parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             yield part
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts(path):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

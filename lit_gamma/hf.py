@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from lit_gamma.batch import IGNORED
+from lit_gamma.batch import IGNORED, token_loss
 from lit_gamma.errors import InputError
 from lit_gamma.files import save_checkpoint
 from lit_gamma.recording.callback import TrajectoryCallback
@@ -144,10 +143,7 @@ class _Outputs(Mapping[str, Any]):
                 "with compute_loss_func or label smoothing; record weights alone there"
             )
         logits, shifted = self._outputs.logits.detach()[:, :-1], labels[:, 1:]
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), shifted.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return loss.view_as(shifted).where(shifted != IGNORED, torch.nan)
+        return token_loss(logits, shifted).where(shifted != IGNORED, torch.nan)
 
     def __getitem__(self, name: str) -> Any:
         return self._token_loss if name == "token_loss" else self._outputs[name]

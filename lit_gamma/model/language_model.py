@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_gamma.batch import IGNORED
+from lit_gamma.batch import IGNORED, token_loss
 from lit_gamma.errors import InputError
 from lit_gamma.init.rule import Preset, ResidualScale, gamma_init_
 from lit_gamma.model.muon import optimizer_of
@@ -46,7 +45,7 @@ class _EvalMetrics(nn.Module):
         self.exact_match = MeanMetric() if whole_answers else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> None:
-        self.loss.update(_token_loss(logits, labels)[labels != IGNORED])
+        self.loss.update(token_loss(logits, labels)[labels != IGNORED])
         self.accuracy.update(logits.argmax(-1), labels)
         if self.exact_match is not None:
             right = (logits.argmax(-1) == labels) | (labels == IGNORED)
@@ -188,11 +187,11 @@ class LanguageModel(LightningModule):
             ``loss``, and ``token_loss``, detached, in nats, shape (batch, length), NaN where the
             label is ignored. Callbacks read it; there is no second forward.
         """
-        token_loss = _token_loss(self._logits(batch), batch["labels"])
+        losses = token_loss(self._logits(batch), batch["labels"])
         counted = batch["labels"] != IGNORED
-        loss = token_loss.sum() / counted.sum()
+        loss = losses.sum() / counted.sum()
         self.log("train/loss", loss.detach(), prog_bar=True)
-        return {"loss": loss, "token_loss": token_loss.detach().where(counted, math.nan)}
+        return {"loss": loss, "token_loss": losses.detach().where(counted, math.nan)}
 
     def validation_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -279,10 +278,3 @@ class LanguageModel(LightningModule):
         if isinstance(loaders, dict):
             return list(loaders)
         return [str(i) for i in range(len(loaders) if isinstance(loaders, list) else 1)]
-
-
-def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    flat = F.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view_as(labels)

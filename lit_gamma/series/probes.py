@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,17 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lit_gamma.batch import IGNORED
+from lit_gamma.batch import token_loss
 from lit_gamma.callbacks import AttentionSink, HiddenStates, ProbeLoss, Schedule
 from lit_gamma.data.documents import LocalDocuments
 from lit_gamma.data.packing import Blocks
 from lit_gamma.data.prepared import TokenFile, write_tokens
 from lit_gamma.data.tokenizers import Tokenizer
 from lit_gamma.errors import InputError
-from lit_gamma.files import parts
+from lit_gamma.files import sha256_of
 from lit_gamma.probing.blocks import Batch
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.run import Run
@@ -45,10 +43,7 @@ class ProbeText:
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             raise InputError(f"--text {file} is no file; give a text, JSONL or Parquet file")
-        digest = hashlib.sha256()
-        for part in parts(file):
-            digest.update(part)
-        self.digest = digest.hexdigest()
+        self.digest = sha256_of(file)
         self._file = file
 
     def callbacks(self) -> list[TrajectoryCallback]:
@@ -91,8 +86,4 @@ def _logits(module: Any, batch: Batch) -> Tensor:
 
 
 def _token_loss(module: Any, batch: Batch) -> Tensor:
-    logits, labels = _logits(module, batch), batch["labels"]
-    loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return loss.view_as(labels)
+    return token_loss(_logits(module, batch), batch["labels"])

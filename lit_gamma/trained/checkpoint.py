@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 
 from lit_gamma.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gamma.errors import InputError
-from lit_gamma.files import check_checkpoint, new_folder, parsed, parts, readable
+from lit_gamma.files import check_checkpoint, new_folder, parsed, readable, sha256_of
 from lit_gamma.model.pretrained import read_config, read_weights_
 from lit_gamma.model.transformer import Transformer, TransformerConfig
 from lit_gamma.trained.transformers_folder import write_transformers
@@ -146,10 +146,7 @@ def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     checksums = {"config.json": hashlib.sha256(plain).hexdigest()}
     for name in ("model.safetensors", "tokenizer.json"):
         if (folder / name).exists():
-            digest = hashlib.sha256()
-            for part in parts(folder / name):
-                digest.update(part)
-            checksums[name] = digest.hexdigest()
+            checksums[name] = sha256_of(folder / name)
     return checksums
 
 
