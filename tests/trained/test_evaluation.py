@@ -17,6 +17,7 @@ from lit_gamma.data.tokenizers import ByteTokenizer
 from lit_gamma.trained.evaluation import metrics
 
 lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.evaluator import evaluate  # noqa: E402
 
 from lit_gamma.trained.harness import HarnessModel, load_tasks  # noqa: E402
@@ -58,11 +59,9 @@ def logic(n: int) -> list[dict[str, str]]:
     return [{"text": text} for text in texts]
 
 
-def model(**shape) -> trained.Trained:
+def model(length: int = LENGTH, **shape) -> trained.Trained:
     torch.manual_seed(0)
-    config = TransformerConfig(
-        vocab_size=264, context_length=LENGTH, n_layers=2, n_heads=2, d_model=32, **shape
-    )
+    config = TransformerConfig(264, length, n_layers=2, n_heads=2, d_model=32, **shape)
     made = Transformer(config).eval()
     gamma_init_(made, 0.3)
     return trained.Trained(made, {"gamma": 0.3}, ByteTokenizer())
@@ -122,6 +121,40 @@ def test_ours_and_lm_evals_own_model_on_the_export_give_the_same(tmp_path, data,
         np.testing.assert_allclose(np.array(said, float), np.array(expected, float), **rounded)
         np.testing.assert_allclose(values, their_values, atol=1e-5)
     assert len(got["prontoqa"][0]) == 30
+
+
+@pytest.mark.slow
+def test_a_task_that_lm_eval_ships_with_data_that_it_makes_itself_gives_the_same(tmp_path):
+    """RULER's needle in a haystack, too long for the model: both keep the last that have room."""
+    pytest.importorskip("wonderwords")
+    pytest.importorskip("nltk")
+    from lm_eval.models.huggingface import HFLM
+
+    source, folder, task = model(256), tmp_path / "export", tmp_path / "needle.yaml"
+    trained.export(source, folder, "transformers")
+    shipped = Path(lm_eval.__file__).parent / "tasks/ruler/niah_single_1.yaml"
+    task.write_text(f"include: {shipped}\ntask: needle\nmetadata: {{tokenizer: {folder}}}\n")
+
+    def found(lm) -> tuple[list[str], list[float], dict[str, float]]:
+        random.seed(0)  # It draws words and numbers from the global generator.
+        results = evaluate(lm, load_tasks([str(task)]), limit=12, bootstrap_iters=0)
+        docs = {row["doc_id"]: row for row in results["samples"]["needle"]}
+        rows = [docs[i] for i in range(12)]
+        assert all(len(row["doc"]["input"]) > 2000 for row in rows)
+        pairs = [(row["arguments"][0][0], f" {row['doc']['outputs'][0]}") for row in rows]
+        asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        likelihoods = [value for value, _ in lm.loglikelihood(asked)]
+        return [row["resps"][0][0] for row in rows], likelihoods, results["results"]["needle"]
+
+    theirs = HFLM(str(folder), trust_remote_code=True, device="cpu", dtype="float32", batch_size=5)
+    texts, likelihoods, values = found(HarnessModel(source))
+    their_texts, their_likelihoods, their_values = found(theirs)
+    assert texts == their_texts
+    assert values == their_values
+    assert values["4096,none"] >= 0
+    np.testing.assert_allclose(likelihoods, their_likelihoods, atol=1e-4)
+    assert len(set(texts)) > 1
+    assert np.std(likelihoods) > 0.1
 
 
 def test_the_command_prints_a_table_and_writes_the_results(tmp_path, data, command_line, capsys):
