@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -88,6 +89,10 @@ def main() -> None:
             # Lightning has put its own in place.
             warnings.formatwarning = _in_one_line  # type: ignore[assignment]
             run_experiment()
+        sys.stdout.flush()
+    except BrokenPipeError:  # Who read the output has gone, `| head` say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         message = _what_the_user_did(error)
         if message is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import ROOT
 
-from lit_gamma.cli.claim import _planned
+from lit_gamma.cli.claim_runs import _planned
 from lit_gamma.comparison.claim_file import read_claim
 
 SMOKE = ["claim", "C4", "--preset=smoke", "--jobs=2"]

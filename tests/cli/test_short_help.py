@@ -55,10 +55,11 @@ def test_fit_help_fits_a_terminal_and_names_the_complete_list(command_line, caps
             assert f"--{option.name.rstrip('+')}" in complete
 
 
-def test_it_imports_nothing_heavy():
+@pytest.mark.parametrize("arguments", [["fit", "--help"], ["claim"]])
+def test_lists_import_nothing_heavy(arguments):
     code = (
         "import sys\n"
-        "sys.argv = ['lit_gamma', 'fit', '--help']\n"
+        f"sys.argv = ['lit_gamma', *{arguments}]\n"
         "from lit_gamma.cli import main\n"
         "main()\n"
         "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
@@ -66,3 +67,13 @@ def test_it_imports_nothing_heavy():
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_the_program():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_gamma", "claim"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
