@@ -8,8 +8,6 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 _OPTION = re.compile(r"class_path '([\w.]+)':\s*Option '(\w+)")
 _ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _CLASS = re.compile(
@@ -64,6 +62,8 @@ def _imported(path: str) -> Any:
 
 def _options(path: str) -> list[str]:
     """The names that a class takes in a config."""
+    from jsonargparse import ArgumentParser  # Lists of names need none.
+
     parser = ArgumentParser()
     parser.add_class_arguments(_imported(path))
     named = {action.dest.partition(".")[0] for action in parser._actions}
