@@ -24,7 +24,7 @@ MOST_CHARTS = 3
 def write_claim(judged: Judged, folder: Path, command: str) -> list[Path]:
     """Writes ``claim.html``, ``claim.svg``, ``claim.csv`` and ``claim.json``, each as a whole.
 
-    The figure has the first charts of what the first part measures, if it has any; the table the
+    The figure has charts of what the first part measures, if it has any; the table the
     cells of all sweeps, the JSON the parts.
 
     Args:
@@ -37,7 +37,7 @@ def write_claim(judged: Judged, folder: Path, command: str) -> list[Path]:
     """
     sweeps = shown(judged)
     views = [view for _, of in sweeps.values() for view in of]
-    charts = next((view.charts for view in views if view.charts), [])[-MOST_CHARTS:]
+    drawn = next((view for view in views if view.charts), None)
     n_lines = max([1, *(len(chart.keys) for view in views for chart in view.charts)])
     page = environment().get_template("claim.html.j2")
     tables = [cell_table(of).assign(sweep=name) for name, (_, of) in sweeps.items() if of]
@@ -47,7 +47,7 @@ def write_claim(judged: Judged, folder: Path, command: str) -> list[Path]:
         ),
         "claim.csv": pd.concat(tables).to_csv(index=False) if tables else "",
         "claim.json": json.dumps(jsonable(_as_data(judged, command)), indent=2) + "\n",
-        "claim.svg": as_file(charts) if charts else "",
+        "claim.svg": as_file(drawn.charts[-MOST_CHARTS:], drawn.measure) if drawn else "",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

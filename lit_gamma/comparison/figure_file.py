@@ -10,24 +10,30 @@ from markupsafe import escape
 from lit_gamma.comparison.charts import Chart
 from lit_gamma.comparison.page import environment
 
-_WIDTH, _GAP, _TOP, _KEY = 340, 24, 22, 16
+_WIDTH, _GAP, _HEAD, _TOP, _KEY = 340, 24, 24, 22, 16
 
 
-def as_file(charts: Sequence[Chart]) -> str:
-    """Charts side by side, with their titles and keys, in the page's style and light colours."""
+def as_file(charts: Sequence[Chart], title: str) -> str:
+    """Charts side by side, with their titles and keys, in the page's style and light colours.
+
+    Args:
+        charts: At least one.
+        title: What stands above all of them.
+    """
     n_lines = max([1, *(len(chart.keys) for chart in charts)])
     style = environment().get_template("style.css.j2").render(n_lines=n_lines, tokens=None)
     light = re.sub(
         r"@media \(prefers-color-scheme: dark\) \{.*?\} \}\n", "", style, flags=re.DOTALL
     )
     height = max(_TOP + _height(chart) + _KEY * ((len(chart.keys) + 1) // 2) for chart in charts)
-    box = f"0 0 {len(charts) * (_WIDTH + _GAP)} {height + 6}"
+    box = f"0 0 {len(charts) * (_WIDTH + _GAP)} {_HEAD + height + 6}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><style>{escape(light)}</style>',
         '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="8" y="18" font-weight="bold">{escape(title)}</text>',
     ]
     for i, chart in enumerate(charts):
-        parts += [f'<g transform="translate({i * (_WIDTH + _GAP) + 8} 0)">', *_chart(chart), "</g>"]
+        parts += [f'<g transform="translate({i * (_WIDTH + _GAP) + 8} {_HEAD})">', *_chart(chart), "</g>"]
     return "".join([*parts, "</svg>"])
 
 
