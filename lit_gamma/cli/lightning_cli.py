@@ -110,6 +110,8 @@ class LitGammaCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks = config["callbacks"] or []
         _refuse_twins([type(c).__name__ for c in callbacks if isinstance(c, TrajectoryCallback)])
+        if self._get(self.config, "per_head"):
+            _refuse_unheeded(callbacks)
         if self.subcommand != "fit":
             config["logger"] = False
         elif config["logger"] is False and _without_monitors(callbacks) != callbacks:
@@ -219,6 +221,14 @@ def _refuse_twins(names: list[str]) -> None:
                 "callbacks; the last one's keys may also be given as "
                 "--trainer.callbacks.init_args.KEY VALUE"
             )
+
+
+def _refuse_unheeded(callbacks: list[Any]) -> None:
+    if not any(getattr(callback, "per_head", False) for callback in callbacks):
+        raise InputError(
+            "per_head is true, but none of trainer.callbacks heeds it: add Overview to them, with "
+            "per_head: ${per_head}"
+        )
 
 
 def _metrics(metrics: Mapping[str, Any], note: str = "") -> list[str]:

@@ -33,7 +33,11 @@ def as_file(charts: Sequence[Chart], title: str) -> str:
         f'<text x="8" y="18" font-weight="bold">{escape(title)}</text>',
     ]
     for i, chart in enumerate(charts):
-        parts += [f'<g transform="translate({i * (_WIDTH + _GAP) + 8} {_HEAD})">', *_chart(chart), "</g>"]
+        parts += [
+            f'<g transform="translate({i * (_WIDTH + _GAP) + 8} {_HEAD})">',
+            *_chart(chart),
+            "</g>",
+        ]
     return "".join([*parts, "</svg>"])
 
 

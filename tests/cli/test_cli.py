@@ -232,6 +232,11 @@ BROKEN = "raise RuntimeError('oh')\n"
         (["--config=x.yaml"], {"x.yaml": "extends: x.yaml"}, r"x\.yaml extends itself"),
         (["--trainer.callbacks+=AnchorReason"], {}, r"AnchorReason"),
         (["--trainer.callbacks+=Condensation"], {}, r"Condensation 2 times"),
+        (
+            ["--per_head=true", "--trainer.callbacks=[lit_gamma.callbacks.Condensation]"],
+            {},
+            r"per_head is true, but none of trainer\.callbacks heeds it: add Overview",
+        ),
         ([], {"callbacks/broken.py": BROKEN}, r"callbacks/broken\.py:1 cannot be imported.*oh"),
         ([], {"callbacks/broken.py": "def f(:"}, r"callbacks/broken\.py:1 cannot .*SyntaxError"),
         (["--ckpt_path=gone.ckpt"], {}, r"gone\.ckpt"),
