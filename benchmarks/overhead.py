@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from greenlet import getcurrent, greenlet
 from lightning.pytorch.loggers import TensorBoardLogger
+from products import squares_of_products
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,6 +54,7 @@ from lit_gamma.callbacks import (
     TokenLossProfile,
     TrajectoryCallback,
     WeightNorms,
+    WeightTrajectory,
 )
 
 GPU = torch.cuda.is_available()
@@ -89,6 +91,16 @@ class Naive(lightning.Callback):
             pl_module.log(f"{m.name}/row_cosine", (rows @ rows.T).abs().mean())
             pl_module.log(f"{m.name}/column_cosine", (columns.T @ columns).abs().mean())
             pl_module.log(f"{m.name}/norm", m.weight.norm())
+
+
+class Squares(WeightTrajectory):
+    """cos² and the participation ratio of every matrix, and nothing else."""
+
+    def measure(self, weights):
+        squares, cosines = squares_of_products(weights.weight)
+        n = weights.weight.shape[1]
+        norms = weights.weight.square().sum((1, 2))
+        return {"cos2": (cosines - n) / (n * (n - 1)), "participation": norms.square() / squares}
 
 
 STEPS_PER_TURN = 20 if GPU else 1
@@ -245,6 +257,7 @@ VARIANTS = {
         WeightNorms,
         TokenLoss,
     ),
+    "cos² and participation alone": fitted(lambda: Squares(EVERY)),
     "naive callback": fitted(Naive),
 }
 
