@@ -34,7 +34,7 @@ BY_ROLE = {
 _LOGARITHMIC = ("mean_squared_cosine_over_null", "update_ratio")
 _COLOURS = (
     "#0072b2", "#56b4e9", "#009e73", "#7fbf3f", "#e69f00", "#d55e00", "#cc79a7", "#8c564b",
-    "#777777", "#222222", "#6a3d9a", "#17becf",
+    "#777777", "#222222", "#6a3d9a", "#17becf", "#f781bf", "#800000",
 )  # fmt: skip
 
 
