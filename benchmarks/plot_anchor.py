@@ -1,4 +1,4 @@
-"""Draws the picture of the README from runs of ``benchmarks/anchor_gamma.py``.
+"""Draws the picture of one run at each of two γ from runs of ``benchmarks/anchor_gamma.py``.
 
 python benchmarks/plot_anchor.py --runs runs/anchor_gamma --seed 1 --out docs/anchor.png
 """
