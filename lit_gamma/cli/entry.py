@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -90,10 +91,9 @@ def main() -> None:
             warnings.formatwarning = _in_one_line  # type: ignore[assignment]
             run_experiment()
         sys.stdout.flush()
-    except BrokenPipeError:  # Who read the output has gone, `| head` say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            sys.exit(1)
         message = _what_the_user_did(error)
         if message is None:
             raise
@@ -120,6 +120,16 @@ def _overview() -> str:
             "  python -m lit_gamma fit --config configs/anchor.yaml",
         ]
     )
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, `| head` say; the rest of it is dropped then."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _keep_output_readable() -> None:

@@ -77,3 +77,20 @@ def test_a_reader_that_has_gone_is_no_fault_of_the_program():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+def test_a_pipe_of_something_else_that_breaks_is_not_hidden():
+    code = (
+        "import sys\n"
+        "from lit_gamma.cli import claim, main\n"
+        "def breaks(_): raise BrokenPipeError(32, 'a pipe of a worker')\n"
+        "claim.claim = breaks\n"
+        "sys.argv = ['lit_gamma', 'claim']\n"
+        "main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert "a pipe of a worker" in process.stderr
