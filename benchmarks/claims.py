@@ -3,8 +3,8 @@
     python -m lit_gamma claim C4 --jobs 2
     python benchmarks/claims.py
 
-Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart. A
-claim whose runs were not made is listed as such.
+Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart.
+Claims whose runs were not made come last.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/claims.md"))
     args = parser.parse_args()
     claims = {path.stem: read_claim(path) for path in sorted(Path("configs/claims").glob("*.yaml"))}
-    sections = [section(claim, claims, args.runs, args.out.parent) for claim in claims.values()]
+    shown = sorted(claims.values(), key=lambda claim: not made(claim, args.runs))
+    sections = [section(claim, claims, args.runs, args.out.parent) for claim in shown]
     args.out.write_text("\n\n".join([HEAD, *sections]) + "\n", encoding="utf-8")
     print(f"wrote {args.out}")
 
@@ -41,14 +42,19 @@ its runs were made (`configs/claims/`); how a verdict is made is in
 claims' folders, nothing by hand."""
 
 
+def made(claim: Claim, runs: Path) -> list[str]:
+    """The presets that were run, the largest first."""
+    return [preset for preset in PRESETS if (runs / claim.name / preset / "claim.json").is_file()]
+
+
 def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> str:
     """One claim: the sentence, its verdict, command, setting, table and figure."""
     head = f"## {claim.name}: {claim.says}"
-    made = [preset for preset in PRESETS if (runs / claim.name / preset / "claim.json").is_file()]
-    preset = made[0] if made else "cpu"
+    presets = made(claim, runs)
+    preset = presets[0] if presets else "cpu"
     sweeps = dict(used(claim, claims, preset))
     typed = command(claim, preset, sweeps)
-    if not made:
+    if not presets:
         minutes = claim.minutes[preset]
         return f"{head}\n\nIts runs were not made yet ({minutes:g} minutes):\n\n{typed}"
     folder = runs / claim.name / preset
