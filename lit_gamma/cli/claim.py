@@ -30,11 +30,11 @@ def claim(arguments: list[str]) -> None:
         return
     if asked.jobs < 0:
         raise InputError(f"--jobs must be at least 0, got {asked.jobs}")
-    file_of_claim(asked.claim)  # One that is not known is refused at once.
-    from lit_gamma.cli.claim_runs import make
+    file = file_of_claim(asked.claim)
+    from lit_gamma.cli.claim_runs import make  # Takes seconds, which a list need not.
 
     again = f"{PROGRAM} {shlex.join(arguments)}"
-    make(asked.claim, asked.preset, asked.jobs, asked.out, rest, again)
+    make(file, asked.preset, asked.jobs, asked.out, rest, again)
 
 
 def _parser() -> ArgumentParser:

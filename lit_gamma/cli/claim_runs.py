@@ -44,11 +44,11 @@ class Planned:
         return sweep_of(self.folder.path, table_of(self.folder.rows()))
 
 
-def make(name: str, preset: str, jobs: int, out: Path, options: list[str], again: str) -> None:
+def make(file: Path, preset: str, jobs: int, out: Path, options: list[str], again: str) -> None:
     """Makes what is missing of a claim's runs, and says what they say of it.
 
     Args:
-        name: The claim.
+        file: The claim's.
         preset: Which size of it.
         jobs: Runs at a time; with none, the verdict of the runs that there are.
         out: Folder of all claims.
@@ -58,7 +58,7 @@ def make(name: str, preset: str, jobs: int, out: Path, options: list[str], again
     Raises:
         InputError: Something asked for cannot be; nothing was started then. Or a run failed.
     """
-    stated = read_claim(file_of_claim(name))
+    stated = read_claim(file)
     sweeps = dict(_sweeps_of(stated, preset))
     files = _files(sweeps, options)
     n_runs = sum(sweep.n_runs for _, sweep in sweeps.values())
