@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -51,6 +53,20 @@ class EndTogether(Callback):
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
         self._told = self._told or number
+
+
+def leave(status: int) -> None:
+    """Ends this process if it is one of several, without taking Python down first.
+
+    A thread of gloo may let go of a collective's tensors later than all else has ended. It asks for
+    the interpreter to do so, and aborts the process if that is being taken down
+    (pytorch/pytorch#179291). To destroy the process groups does not end such threads: caches of
+    DTensor keep the groups.
+    """
+    if _are_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _largest(value: int, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import logging
@@ -37,8 +38,19 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of ``lit-gamma`` and ``python -m lit_gamma``."""
+    status = 1
+
+    def leave() -> None:
+        if together := sys.modules.get("lit_gamma.cli.end_together"):
+            together.leave(status)
+
+    atexit.register(leave)  # Before all others, hence called after them.
     _keep_output_readable()
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    status = 0
+
+
+def _run(command: str) -> None:
     try:
         if command in ("-h", "--help"):
             print(_overview())

@@ -284,5 +284,3 @@ def run_experiment() -> None:
     """``fit``, ``validate``, ``test`` and ``doctor``, see :func:`command_line`."""
     torch.set_flush_denormal(True)  # Small weights make subnormal floats, which are slow on CPUs.
     command_line(LitGammaCLI)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # A rank may abort if its threads outlive Python.

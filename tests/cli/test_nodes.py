@@ -42,7 +42,12 @@ def launch(workspace: Path, nodes: int, processes: int, *arguments: str) -> list
         subprocess.Popen(
             [*command, f"--node-rank={rank}", *fit],
             cwd=workspace,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "PYTHONFAULTHANDLER": "1",  # A rank that aborts says where.
+            },
         )
         for rank in range(nodes)
     ]
@@ -83,6 +88,34 @@ def test_two_nodes_that_are_told_to_end_save_the_same_step(workspace):
             node.kill()
     assert (LAST / "meta.pt").is_file()
     assert '"status": "terminated"' in (RUN / "summary.json").read_text()
+
+
+STARVES = """
+import os, threading, time
+from pathlib import Path
+
+def starve():
+    while True:
+        for thread in Path("/proc/self/task").iterdir():
+            if "gloo_runloop" in (thread / "comm").read_text():
+                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+        time.sleep(0.1)
+
+threading.Thread(target=starve, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SCHED_IDLE is Linux's")
+def test_processes_end_well_whose_collectives_let_go_late(workspace):
+    Path("callbacks/starves.py").write_text(STARVES)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        (node,) = launch(workspace, 1, 3, "--trainer.max_steps=2")
+        assert node.wait(timeout=240) == 0
+    finally:
+        for process in busy:
+            process.kill()
 
 
 KILLS = """
