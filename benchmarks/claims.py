@@ -3,8 +3,8 @@
     python -m lit_gamma claim C4 --jobs 2
     python benchmarks/claims.py
 
-Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart.
-Claims whose runs were not made come last.
+Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart. A
+claim whose runs are elsewhere keeps what the page says of it; those that were never run come last.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/claims.md"))
     args = parser.parse_args()
     claims = {path.stem: read_claim(path) for path in sorted(Path("configs/claims").glob("*.yaml"))}
-    shown = sorted(claims.values(), key=lambda claim: not made(claim, args.runs))
-    sections = [section(claim, claims, args.runs, args.out.parent) for claim in shown]
-    args.out.write_text("\n\n".join([HEAD, *sections]) + "\n", encoding="utf-8")
+    page = sections(args.out)
+    for name, claim in claims.items():
+        of_runs = section(claim, claims, args.runs, args.out.parent)
+        page[name] = of_runs or page.get(name) or unrun(claim, claims)
+    shown = sorted(sorted(page), key=lambda name: NOT_RUN in page[name])
+    texts = (page[name] for name in shown if name in claims)
+    args.out.write_text("\n\n".join([HEAD, *texts]) + "\n", encoding="utf-8")
     print(f"wrote {args.out}")
 
 
@@ -42,31 +46,42 @@ its runs were made (`configs/claims/`); how a verdict is made is in
 claims' folders, nothing by hand."""
 
 
-def made(claim: Claim, runs: Path) -> list[str]:
-    """The presets that were run, the largest first."""
-    return [preset for preset in PRESETS if (runs / claim.name / preset / "claim.json").is_file()]
+NOT_RUN = "Its runs were not made yet"
 
 
-def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> str:
-    """One claim: the sentence, its verdict, command, setting, table and figure."""
-    head = f"## {claim.name}: {claim.says}"
-    presets = made(claim, runs)
-    preset = presets[0] if presets else "cpu"
-    sweeps = dict(used(claim, claims, preset))
-    typed = command(claim, preset, sweeps)
-    if not presets:
-        minutes = claim.minutes[preset]
-        return f"{head}\n\nIts runs were not made yet ({minutes:g} minutes):\n\n{typed}"
-    folder = runs / claim.name / preset
+def sections(page: Path) -> dict[str, str]:
+    """What the page says of each claim that was run."""
+    found = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.is_file() else []
+    return {text.partition(":")[0]: f"## {text.strip()}" for text in found if NOT_RUN not in text}
+
+
+def unrun(claim: Claim, claims: dict[str, Claim]) -> str:
+    """The sentence, its command and the minutes that it takes."""
+    typed = command(claim, "cpu", dict(used(claim, claims, "cpu")))
+    return f"{head(claim)}\n\n{NOT_RUN} ({claim.minutes['cpu']:g} minutes):\n\n{typed}"
+
+
+def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> str | None:
+    """The sentence, its verdict, command, setting, table and figure; None without runs."""
+    folders = [runs / claim.name / preset for preset in PRESETS]
+    folder = next((path for path in folders if (path / "claim.json").is_file()), None)
+    if folder is None:
+        return None
     said: dict[str, Any] = json.loads((folder / "claim.json").read_text())
+    sweeps = dict(used(claim, claims, folder.name))
+    typed = command(claim, folder.name, sweeps)
     settings = [setting(label, said["sweeps"][label], of) for label, (_, of) in sweeps.items()]
     table = [COLUMNS, *(row(part) for part in said["parts"])]
-    parts = [head, verdict(said), typed, "\n".join(settings), "\n".join(table)]
+    parts = [head(claim), verdict(said), typed, "\n".join(settings), "\n".join(table)]
     if (folder / "claim.svg").is_file():
         picture = f"claims-{claim.name}.svg"
         shutil.copy(folder / "claim.svg", docs / picture)
         parts.append(f"![What the first part measures, over the grid]({picture})")
     return "\n\n".join(parts)
+
+
+def head(claim: Claim) -> str:
+    return f"## {claim.name}: {claim.says}"
 
 
 def used(
