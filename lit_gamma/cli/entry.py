@@ -46,7 +46,11 @@ def main() -> None:
 
     atexit.register(leave)  # Before all others, hence called after them.
     _keep_output_readable()
-    _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    try:
+        _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else status
+        raise
     status = 0
 
 
