@@ -45,15 +45,18 @@ class LocalDocuments:
     Args:
         patterns: Paths or glob patterns.
         field: Column that holds the text, in JSONL and Parquet files.
+        option: What the patterns were given as, for messages.
 
     Raises:
         InputError: No file matches. While reading: a file is empty, cannot be decoded or lacks the
             field.
     """
 
-    def __init__(self, patterns: str | list[str], field: str) -> None:
-        self.files = _expand([patterns] if isinstance(patterns, str) else patterns)
+    def __init__(self, patterns: str | list[str], field: str, option: str) -> None:
+        with given_as(option):
+            self.files = _expand([patterns] if isinstance(patterns, str) else patterns)
         self.field = field
+        self.option = option
 
     def identity(self) -> list[Any]:
         """What the documents depend on: each file's path, size and time of change; the field."""
@@ -61,17 +64,19 @@ class LocalDocuments:
         return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats] + [self.field]
 
     def __iter__(self) -> Iterator[Piece]:
-        for file in self.files:
-            _check_readable(file)
-            if builder := _builder(file):
-                yield from self._rows(file, builder)
-            else:
-                yield from _text_file(file)
+        with given_as(self.option):
+            for file in self.files:
+                _check_readable(file)
+                if builder := _builder(file):
+                    yield from self._rows(file, builder)
+                else:
+                    yield from _text_file(file)
 
     def stream(self) -> datasets.IterableDataset:
         """The rows of the JSONL or Parquet files, for reading as training goes on."""
-        for file in self.files:
-            _check_readable(file)
+        with given_as(self.option):
+            for file in self.files:
+                _check_readable(file)
         builders = {_builder(file) or Path(file).suffix for file in self.files}
         if len(builders) > 1 or builders - {*_BUILDERS.values()}:
             raise InputError(
@@ -79,7 +84,7 @@ class LocalDocuments:
                 "leave it off: prepared tokens are mapped from disk, not held in memory"
             )
         files = [glob.escape(file) for file in self.files]
-        with readable(f"data.data_files: {files}"):
+        with given_as(self.option), readable(str(files)):
             rows = _loaded(*builders, data_files=files, split="train", streaming=True)
             if builders == {"text"}:
                 return _parsed(rows, self.field, ", ".join(files))
@@ -88,7 +93,7 @@ class LocalDocuments:
     def _rows(self, file: str, builder: str) -> Iterator[Piece]:
         kind = "json" if builder == "text" else builder
         empty = True
-        with readable(f"data.data_files: {file} cannot be read as {kind}"):
+        with readable(f"{file} cannot be read as {kind}"):
             rows = _loaded(builder, data_files=glob.escape(file), split="train", streaming=True)
             lines = builder == "text"
             rows = rows if lines else _only(rows, self.field, file)
@@ -98,7 +103,7 @@ class LocalDocuments:
                     empty = False
                     yield text_of(value, f"row {row} of {file}", self.field), True
         if empty:
-            raise InputError(f"data.data_files: {file} cannot be read as {kind}: no rows")
+            raise InputError(f"{file} cannot be read as {kind}: no rows")
 
 
 class HubDocuments:
@@ -157,6 +162,15 @@ def _loaded(*names: Any, **options: Any) -> Any:
 
 
 @contextmanager
+def given_as(option: str) -> Iterator[None]:
+    """Names the option in what is wrong with the files that it gave."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
+@contextmanager
 def readable(what: str) -> Iterator[None]:
     """Turns what ``datasets`` raises over unreadable input into one line."""
     from datasets.exceptions import DatasetsError
@@ -181,7 +195,7 @@ def _expand(patterns: list[str]) -> list[str]:
             names = sorted(glob.glob(pattern, recursive=True))
             found = [name for name in names if Path(name).is_file()]
         if not found:
-            raise InputError(f"data.data_files: no file matches {pattern!r}")
+            raise InputError(f"no file matches {pattern!r}")
         files += found
     return list(dict.fromkeys(files))
 
@@ -197,18 +211,14 @@ def _check_readable(file: str) -> None:
         with open(file, "rb") as opened:
             start = opened.read(8)
     except OSError as error:
-        raise InputError(f"data.data_files: {file} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     if not start:
-        raise InputError(f"data.data_files: {file} is empty")
+        raise InputError(f"{file} is empty")
     for magic, (kind, remedy) in _COMPRESSED.items():
         if start.startswith(magic):
-            raise InputError(
-                f"data.data_files: {file} is compressed ({kind}); decompress it first: {remedy}"
-            )
+            raise InputError(f"{file} is compressed ({kind}); decompress it first: {remedy}")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(
-            f"data.data_files: {file} is UTF-16; convert it first, e.g. iconv -f utf-16 -t utf-8"
-        )
+        raise InputError(f"{file} is UTF-16; convert it first, e.g. iconv -f utf-16 -t utf-8")
 
 
 def _text_file(file: str) -> Iterator[Piece]:
@@ -222,11 +232,11 @@ def _text_file(file: str) -> Iterator[Piece]:
                 piece = following
     except UnicodeDecodeError as error:
         raise InputError(
-            f"data.data_files: {file} is not utf-8: byte 0x{error.object[error.start]:02x} cannot "
+            f"{file} is not utf-8: byte 0x{error.object[error.start]:02x} cannot "
             f"be decoded; convert it first, e.g. iconv -f latin1 -t utf-8"
         ) from error
     except OSError as error:
-        raise InputError(f"data.data_files: {file} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _field(line: str, where: str, field: str) -> str:
@@ -234,10 +244,10 @@ def _field(line: str, where: str, field: str) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise InputError(f"data.data_files: {where} cannot be read as json: {error}") from error
+        raise InputError(f"{where} cannot be read as json: {error}") from error
     if not isinstance(row, dict) or field not in row:
         has = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {line[:40]}"
-        raise InputError(f"data.field: {where} has no field {field!r}; {has}")
+        raise InputError(f"{where} has no field {field!r}; {has}")
     return checked(row[field], where, field)
 
 
@@ -246,7 +256,7 @@ def _parsed(lines: Any, field: str, where: str) -> Any:
     kept = lines.filter(lambda row: bool(row["text"].strip()))
     first = next(iter(kept), None)
     if first is None:
-        raise InputError(f"data.data_files: {where} cannot be read as json: no rows")
+        raise InputError(f"{where} cannot be read as json: no rows")
     _field(first["text"], where, field)
     return kept.map(
         lambda row: {field: _field(row["text"], f"a row of {where}", field)},
@@ -258,7 +268,7 @@ def _only(rows: Any, field: str, where: str) -> Any:
     """The rows with their text column alone."""
     known = rows.column_names or list(next(iter(rows), {}))
     if known and field not in known:
-        raise InputError(f"data.field: {where} has no field {field!r}; it has {', '.join(known)}")
+        raise InputError(f"{where} has no field {field!r}; it has {', '.join(known)}")
     return rows.select_columns([field]) if known else rows
 
 
@@ -272,5 +282,5 @@ def _column(rows: datasets.IterableDataset, field: str) -> Iterator[Any]:
 def checked(value: Any, where: str, field: str) -> str:
     """A row's text; an InputError that names the row if it is none."""
     if not isinstance(value, str):
-        raise InputError(f"data.field: {where}: {field!r} is no text: {value!r}")
+        raise InputError(f"{where}: {field!r} is no text: {value!r}")
     return value

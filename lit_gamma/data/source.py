@@ -45,18 +45,22 @@ class Source:
         if bool(self.data_files) == bool(self.dataset):
             raise InputError(f"{name}: give either data_files or a dataset")
         if self.data_files:
-            return LocalDocuments(self.data_files, self.field)
-        return self._of_dataset(self.split)
+            return LocalDocuments(self.data_files, self.field, f"{name}.data_files")
+        return self._of_dataset(self.split, name)
 
-    def validation(self) -> Documents | None:
-        """The documents to validate on, if they are apart from the others."""
+    def validation(self, name: str) -> Documents | None:
+        """The documents to validate on, if they are apart from the others.
+
+        Raises:
+            InputError: They cannot be found; ``name`` says whose.
+        """
         if self.val_files:
-            return LocalDocuments(self.val_files, self.field)
-        return self._of_dataset(self.val_split) if self.val_split else None
+            return LocalDocuments(self.val_files, self.field, f"{name}.val_files")
+        return self._of_dataset(self.val_split, name) if self.val_split else None
 
-    def _of_dataset(self, split: str) -> HubDocuments:
+    def _of_dataset(self, split: str, name: str) -> HubDocuments:
         if not self.dataset:
-            raise InputError(f"data.sources: val_split {split!r} needs a dataset")
+            raise InputError(f"{name}: val_split {split!r} needs a dataset")
         return HubDocuments(self.dataset, self.config, split, self.revision, self.field)
 
 

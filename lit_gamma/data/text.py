@@ -95,10 +95,9 @@ class Text(ResumableDataModule):
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")
         self.weights = weights_of(self.sources)
-        self._training = {
-            name: source.training(f"data.sources.{name}") for name, source in self.sources.items()
-        }
-        self._validation = {name: source.validation() for name, source in self.sources.items()}
+        keys = {name: f"data.sources.{name}" if sources else "data" for name in self.sources}
+        self._training = {name: of.training(keys[name]) for name, of in self.sources.items()}
+        self._validation = {name: of.validation(keys[name]) for name, of in self.sources.items()}
         size = bpe_size(tokenizer) or self.tokenizer.vocab_size
         self.vocab_size = -(-size // vocab_multiple_of) * vocab_multiple_of
 

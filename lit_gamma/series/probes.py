@@ -73,7 +73,8 @@ class ProbeText:
         """The blocks of the text, as in validation, some at a time."""
         tokenizer, context_length = self._cut
         with TemporaryDirectory() as folder:
-            write_tokens(LocalDocuments(str(self._file), "text"), tokenizer, Path(folder))
+            text = LocalDocuments(str(self._file), "text", "text")
+            write_tokens(text, tokenizer, Path(folder))
             blocks = Blocks(TokenFile(Path(folder)), context_length, tokenizer.end_of_text)
             for index in torch.split(torch.arange(len(blocks)), _AT_ONCE):
                 yield blocks[index]

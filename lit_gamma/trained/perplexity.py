@@ -72,7 +72,7 @@ def text_loss(
 
     def documents() -> Iterator[Piece]:
         nonlocal n_bytes
-        for piece in LocalDocuments(data_files, field):
+        for piece in LocalDocuments(data_files, field, "data_files"):
             n_bytes += len(piece[0].encode())
             yield piece
 

@@ -245,7 +245,16 @@ BROKEN = "raise RuntimeError('oh')\n"
         (
             ["--config=configs/text.yaml", "--data.data_files=a.txt"],
             {"a.txt": ""},
-            r"a\.txt is empty",
+            r"data\.data_files: a\.txt is empty",
+        ),
+        (
+            [
+                "--config=configs/text.yaml",
+                "--data.data_files=null",
+                "--data.sources={t: {data_files: a.txt, val_files: no.txt}}",
+            ],
+            {"a.txt": "text"},
+            r"data\.sources\.t\.val_files: no file matches 'no\.txt'",
         ),
         (
             ["--config=configs/text.yaml", "--data.data_files=b.txt"],

@@ -26,7 +26,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def texts(path, field: str = "body") -> list[str]:
-    return [text for text, _ in LocalDocuments(str(path), field)]
+    return [text for text, _ in LocalDocuments(str(path), field, "files")]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.NDJSON", "a.Jsonl", "a.JSON"])
@@ -117,8 +117,8 @@ def test_what_looks_like_a_date_or_a_number_stays_the_text_it_is(tmp_path):
     texts = ["2024-05-01T10:00", "2024-05-02", "1e5", "true", "\u2028\u0085|", " x "] * 30
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n\n" for t in texts))
-    assert [text for text, _ in LocalDocuments(str(file), "text")] == texts
-    assert [row["text"] for row in LocalDocuments(str(file), "text").stream()] == texts
+    assert [text for text, _ in LocalDocuments(str(file), "text", "files")] == texts
+    assert [row["text"] for row in LocalDocuments(str(file), "text", "files").stream()] == texts
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, ["a"], 3, 2.5, True, None])
@@ -127,6 +127,6 @@ def test_a_row_that_is_no_text_is_refused_wherever_it_comes(tmp_path, value):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"row 300 of .*a.jsonl: 'text' is no text"):
-        list(LocalDocuments(str(file), "text"))
+        list(LocalDocuments(str(file), "text", "files"))
     with pytest.raises(InputError, match=r"a row of .*a.jsonl: 'text' is no text"):
-        list(LocalDocuments(str(file), "text").stream())
+        list(LocalDocuments(str(file), "text", "files").stream())
