@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -46,6 +47,14 @@ class Checkpoints(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        last = Path(state_dict.get("last_model_path", "")).name
+        if self.dirpath and last and Path(self.dirpath, last).exists():
+            # The run's folder was moved or copied: its checkpoints are where this one is.
+            state_dict = _at(self.dirpath, state_dict)
+        super().load_state_dict(state_dict)
 
     @override
     def on_load_checkpoint(
@@ -134,6 +143,21 @@ class Checkpoints(ModelCheckpoint):
             yield
         except _NotSavedError:
             vars(self).update(before)
+
+
+def _at(folder: _PATH, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with the checkpoints of its folder in another one."""
+
+    def moved(path: str) -> str:
+        return str(Path(folder, os.path.relpath(path, state["dirpath"]))) if path else path
+
+    paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+    return {
+        **state,
+        "dirpath": folder,
+        **{key: moved(state[key]) for key in paths},
+        "best_k_models": {moved(path): score for path, score in state["best_k_models"].items()},
+    }
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -37,6 +37,7 @@ def run_of(
         others=None if dry else other_loggers(trainer),
         validation=lambda: validation_sets(trainer),
         precision=trainer.precision_plugin.train_step_context,
+        resumed_from=Path(trainer.ckpt_path) if trainer.ckpt_path else None,
         hyperparameters={k: v for k, v in pl_module.hparams.items() if not str(k).startswith("_")},
     )
     if callbacks and not run.dry:

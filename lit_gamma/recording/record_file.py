@@ -46,6 +46,8 @@ class RecordFile:
     def begin(self, run: Run, name: str) -> Path | None:
         """Takes its place in a run's folder; returns where the record was before.
 
+        That is the file in this place, if the folder was moved or copied with it.
+
         Raises:
             InputError: The name cannot be that of a file there.
         """
@@ -56,7 +58,9 @@ class RecordFile:
         self.since, self.began = run.step - 1, run.step
         self._device = run.device
         earlier, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
-        return earlier
+        if earlier is None or not self.path.is_file():
+            return earlier
+        return self.path if run.keeps_checkpoint or not earlier.is_file() else earlier
 
     def open(
         self, earlier: Path | None, table: Table, layout: type[Rows], run: Run, settle: Settle

@@ -56,6 +56,7 @@ class Run:
         dry: Whether nothing is to be written, as in a trial run.
         precision: Opens the precision that training runs forwards in.
         hyperparameters: What the module was made with, for the record's metadata.
+        resumed_from: The checkpoint that training goes on from, if it is known.
         began: Steps taken when this part of the run began.
         budget: The limit of what recording may cost; the callback that has an ``overhead`` sets it.
     """
@@ -73,6 +74,7 @@ class Run:
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     dry: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    resumed_from: Path | None = None
     _warned: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -176,14 +178,23 @@ class Run:
         with undisturbed(self.module), self.precision():
             yield
 
+    @property
+    def keeps_checkpoint(self) -> bool:
+        """Whether the checkpoint lies in the run's folder, which may have been moved or copied."""
+        checkpoint = self.resumed_from
+        return checkpoint is not None and self.folder.absolute() in checkpoint.absolute().parents
+
     def claim(self) -> None:
         """Takes a folder that holds no other run's record, by making ``trajectory/`` in it.
 
-        A record is continued where its callbacks left it; where another run's is, this one takes
-        the first free of ``run-2``, ``run-3``, ... in the folder.
+        A record is continued where its callbacks left it, or where it lies beside the checkpoint;
+        where another run's is, this one takes the first free of ``run-2``, ``run-3``, ... in the
+        folder.
         """
         asked = self.folder
-        continued = self.step > 0 and any(c.file.continues(asked) for c in self.callbacks)
+        continued = self.step > 0 and (
+            self.keeps_checkpoint or any(c.file.continues(asked) for c in self.callbacks)
+        )
         if self.writes and not continued:
             numbers = itertools.count(2)
             while not _made(self.folder / "trajectory"):

@@ -129,6 +129,29 @@ def test_a_resumed_run_goes_on_in_its_folder_and_another_branches_off(workspace,
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_where_its_folder_was_moved_or_copied_to(workspace, command_line):
+    command_line("fit", *TINY, "--trainer.max_steps=20")
+    before = trajectory.load(RUN)
+    shutil.copytree("runs", "copied")
+    Path("runs").rename("moved")
+    last = RUN.relative_to("runs") / "checkpoints" / "last.ckpt"
+    for steps, root in [(25, Path("copied")), (30, Path("moved"))]:  # The copy's original is there.
+        place = f"--trainer.logger.init_args.save_dir={root}"
+        command_line(
+            "fit", *TINY, place, f"--trainer.max_steps={steps}", f"--ckpt_path={root / last}"
+        )
+        run = (root / last).parents[1]
+        record = trajectory.load(run)
+        for name, table in before.items():
+            pd.testing.assert_frame_equal(*(t[t["step"] < 20] for t in (record[name], table)))
+        assert record["token_loss"]["step"].max() == steps - 1
+        assert not list(run.glob("run-*"))
+        assert [path.name for path in run.glob("checkpoints/last*")] == ["last.ckpt"]
+        assert torch.load(root / last, weights_only=False)["global_step"] == steps
+    assert trajectory.load(Path("copied", *RUN.parts[1:]))["token_loss"]["step"].max() == 24
+
+
+@pytest.mark.slow
 def test_with_other_loggers_a_run_goes_on_in_its_folder_too(workspace, command_line, capsys):
     wandb = pytest.importorskip("wandb")
     Path("loggers.yaml").write_text(

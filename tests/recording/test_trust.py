@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_gamma import InputError, trajectory
+from lit_gamma import InputError, record, trajectory
 from lit_gamma.callbacks import (
     Checkpoints,
     Condensation,
@@ -83,6 +83,18 @@ def test_the_same_callbacks_in_a_second_fit_do_not_go_on_with_the_first_one_s_re
     with pytest.warns(UserWarning, match="another run's record"):
         trainer(tmp_path, norms, max_steps=3).fit(Regression())
     assert (last_step(tmp_path), last_step(tmp_path / "run-2")) == (5, 3)
+
+
+def test_a_loop_of_ones_own_goes_on_where_its_folder_was_moved_to(tmp_path):
+    model, state = nn.Linear(5, 4), None
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        with record(model, folder, [WeightNorms(EVERY)], state=state) as recording:
+            for _ in range(3):
+                recording.step()
+            state = recording.state_dict()
+        if not (tmp_path / "there").exists():
+            folder.rename(tmp_path / "there")
+    assert list(trajectory.load(folder)["weight_norms"]["step"]) == list(range(7))
 
 
 def test_a_trial_run_leaves_nothing(tmp_path):
