@@ -44,9 +44,7 @@ class RecordFile:
         self.holes: list[tuple[int, int]] = []
 
     def begin(self, run: Run, name: str) -> Path | None:
-        """Takes its place in a run's folder; returns where the record was before.
-
-        That is the file in this place, if the folder was moved or copied with it.
+        """Takes its place in a run's folder; returns where the earlier record is, if there is one.
 
         Raises:
             InputError: The name cannot be that of a file there.
@@ -57,10 +55,19 @@ class RecordFile:
             self.last_step = self.last_drawn = self._last_appended = -1
         self.since, self.began = run.step - 1, run.step
         self._device = run.device
-        earlier, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
-        if earlier is None or not self.path.is_file():
-            return earlier
-        return self.path if run.keeps_checkpoint or not earlier.is_file() else earlier
+        was, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
+        return None if was is None else self._moved(was, run)
+
+    def _moved(self, was: Path, run: Run) -> Path:
+        """Where a record is now: the folder that it was in may have been moved or copied."""
+        assert self.path is not None
+        places = [was, self.path]
+        if run.keeps_checkpoint:
+            places = [self.path, was]
+        elif run.resumed_from is not None:
+            beside = run.resumed_from.absolute().parent.parent
+            places.append(beside / "trajectory" / self.path.name)
+        return next((place for place in places if place.is_file()), was)
 
     def open(
         self, earlier: Path | None, table: Table, layout: type[Rows], run: Run, settle: Settle

@@ -149,6 +149,8 @@ def test_a_run_goes_on_where_its_folder_was_moved_or_copied_to(workspace, comman
         assert [path.name for path in run.glob("checkpoints/last*")] == ["last.ckpt"]
         assert torch.load(root / last, weights_only=False)["global_step"] == steps
     assert trajectory.load(Path("copied", *RUN.parts[1:]))["token_loss"]["step"].max() == 24
+    command_line("fit", *TINY, "--trainer.max_steps=35", f"--ckpt_path={'moved' / last}")
+    assert list(trajectory.load(RUN)["token_loss"]["step"]) == list(range(35))
 
 
 @pytest.mark.slow
