@@ -41,6 +41,7 @@ class Recording:
             for callback in run.callbacks:
                 if callback.state_key in state["callbacks"]:
                     callback.load_state_dict(state["callbacks"][callback.state_key])
+                    callback.file.refuse_another(run.folder, callback.name)
 
     def __enter__(self) -> Recording:
         self.run.begin()
@@ -203,8 +204,8 @@ def record(
         A context, which writes ``summary.json`` and prints the bill when it is left, however.
 
     Raises:
-        InputError: ``run_dir`` holds a record that no state continues, or two callbacks would write
-            the same table.
+        InputError: ``run_dir`` holds a record that the state does not continue, or two callbacks
+            would write the same table.
     """
     folder = Path(run_dir)
     names = [callback.name for callback in callbacks]

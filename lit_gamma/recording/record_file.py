@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_gamma.errors import InputError
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.side_stream import side_stream
+from lit_gamma.trajectory.arrow import read_batches, up_to
 from lit_gamma.trajectory.layouts import Rows
 from lit_gamma.trajectory.recorder import Recorder, Settle, earlier_record
 from lit_gamma.trajectory.table import Table
@@ -68,6 +69,24 @@ class RecordFile:
             beside = run.resumed_from.absolute().parent.parent
             places.append(beside / "trajectory" / self.path.name)
         return next((place for place in places if place.is_file()), was)
+
+    def refuse_another(self, folder: Path, name: str) -> None:
+        """Refuses a folder that holds a record which begins otherwise than this one.
+
+        Raises:
+            InputError: It does: that record would be lost.
+        """
+        there = folder.absolute() / "trajectory" / f"{name}.arrow"
+        if self.path is None or not (self.path.is_file() and there.is_file()):
+            return
+        begin, other = (
+            [b.to_pydict() for b in read_batches(p, up_to(0))] for p in (self.path, there)
+        )
+        if str(begin) != str(other):  # A NaN is one here.
+            raise InputError(
+                f"{folder} holds another record than that of the state, which is at "
+                f"{self.path.parents[1]}: name that folder or a new one"
+            )
 
     def open(
         self, earlier: Path | None, table: Table, layout: type[Rows], run: Run, settle: Settle

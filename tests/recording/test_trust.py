@@ -97,6 +97,22 @@ def test_a_loop_of_ones_own_goes_on_where_its_folder_was_moved_to(tmp_path):
     assert list(trajectory.load(folder)["weight_norms"]["step"]) == list(range(7))
 
 
+def test_a_loop_of_ones_own_goes_on_in_no_other_run_s_folder(tmp_path):
+    states = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        with record(nn.Linear(5, 4), folder, [WeightNorms(EVERY)]) as recording:
+            recording.step()
+            states.append(recording.state_dict())
+    kept = (tmp_path / "one/trajectory/weight_norms.arrow").read_bytes()
+    with pytest.raises(InputError, match=r"one holds another record .* is at .*other: name that"):
+        record(nn.Linear(5, 4), tmp_path / "one", [WeightNorms(EVERY)], state=states[1])
+    assert (tmp_path / "one/trajectory/weight_norms.arrow").read_bytes() == kept
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    with record(nn.Linear(5, 4), tmp_path / "copy", [WeightNorms(EVERY)], state=states[0]) as again:
+        again.step()
+    assert list(trajectory.load(tmp_path / "copy")["weight_norms"]["step"]) == [0, 1, 2]
+
+
 def test_a_trial_run_leaves_nothing(tmp_path):
     trainer(tmp_path, WeightNorms(), Condensation(), RunSummary(), fast_dev_run=True).fit(
         Regression()
