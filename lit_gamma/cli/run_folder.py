@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,25 +57,61 @@ def own_folder(trainer: RunTrainer, ckpt_path: str | None, name: str) -> Iterato
         trainer: The trainer, before its loggers have written anything.
         ckpt_path: The checkpoint that the fit goes on from.
         name: What sets the run apart.
+
+    Raises:
+        InputError: Another fit goes on in the run's folder: each would spoil the other's record.
     """
     dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if not first or dry:
         yield
     elif checkpoint := _of_a_run(ckpt_path, _root(trainer)):
-        _go_on(trainer, checkpoint)
-        _belong_to(checkpoint.parents[1], trainer)
-        yield
+        with _alone_in(checkpoint.parents[1]):
+            _go_on(trainer, checkpoint)
+            _belong_to(checkpoint.parents[1], trainer)
+            yield
     else:
         folders, parents = _new(trainer, name)
         _belong_to(folders[0], trainer)
         try:
-            yield
+            with _alone_in(folders[0]):
+                yield
         finally:
             if not (folders[0] / "trajectory").exists() and not trainer.global_step:
                 for folder in folders:  # Training has not begun.
                     shutil.rmtree(folder, ignore_errors=True)
             _remove_empty([*folders, *parents])
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other fits out of a run's folder, if its file system locks folders (NFS does not)."""
+    held = [os.open(folder, os.O_RDONLY)]
+
+    def let_go() -> None:
+        while held:
+            os.close(held.pop())
+
+    os.register_at_fork(after_in_child=let_go)  # Workers may outlive the fit.
+    try:
+        if not _locked(held[0]):
+            raise InputError(
+                f"{folder}: another fit goes on in this folder; wait for it, or end it"
+            )
+        yield
+    finally:
+        let_go()
+
+
+def _locked(folder: int) -> bool:
+    """Whether an open folder has no other lock, or can have none."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def folder_loggers(trainer: Trainer) -> list[FolderLogger]:

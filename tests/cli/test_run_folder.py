@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -126,6 +128,27 @@ def test_a_resumed_run_goes_on_in_its_folder_and_another_branches_off(workspace,
     assert list(branch["step"]) == list(range(35))
     command_line("validate", *flags, f"--ckpt_path={kept}")
     assert {path.name for path in RUN.parent.iterdir()} == {RUN.name, f"{RUN.name}-2"}
+
+
+def test_two_fits_do_not_go_on_in_one_folder(tmp_path):
+    last = tmp_path / "a" / "b" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    torch.save({"global_step": 1}, last)
+    one, two = (trainer(TensorBoardLogger(tmp_path, "a")) for _ in range(2))
+    with own_folder(one, str(last), "new"):
+        fork = multiprocessing.get_context("fork")
+        started = fork.Event()
+        worker = fork.Process(target=lambda: started.set() or time.sleep(60))
+        worker.start()
+        assert started.wait(30)
+        with (
+            pytest.raises(InputError, match=r"a/b: another fit goes on in this folder"),
+            own_folder(two, str(last), "new"),
+        ):
+            pass
+    with own_folder(two, str(last), "new"):  # Whatever the first one's worker does.
+        pass
+    worker.kill()
 
 
 @pytest.mark.slow
