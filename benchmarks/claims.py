@@ -5,6 +5,8 @@
 
 Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart. A
 claim whose runs are elsewhere keeps what the page says of it; those that were never run come last.
+Beside the page go the claims' figures, and what the verdicts were made from: the runs' configs and
+summaries, packed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,9 @@ HEAD = """# Claims
 What papers say of small initialization, each as a command with criteria that were committed before
 its runs were made (`configs/claims/`); how a verdict is made is in
 [training.md](training.md#claims). This page is written by `python benchmarks/claims.py` from the
-claims' folders, nothing by hand."""
+claims' folders, nothing by hand. What a verdict was made from, the configs and summaries of its
+runs, is packed beside it: unpacked in `runs/claims`, the same command makes the verdict again with
+`--jobs 0`, and what was not run yet with `--jobs 2`."""
 
 
 NOT_RUN = "Its runs were not made yet"
@@ -57,7 +62,7 @@ def sections(page: Path) -> dict[str, str]:
 
 def unrun(claim: Claim, claims: dict[str, Claim]) -> str:
     """The sentence, its command and the minutes that it takes."""
-    typed = command(claim, "cpu", dict(used(claim, claims, "cpu")))
+    typed = code(command(claim, "cpu", dict(used(claim, claims, "cpu"))))
     return f"{head(claim)}\n\n{NOT_RUN} ({claim.minutes['cpu']:g} minutes):\n\n{typed}"
 
 
@@ -69,15 +74,45 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
         return None
     said: dict[str, Any] = json.loads((folder / "claim.json").read_text())
     sweeps = dict(used(claim, claims, folder.name))
-    typed = command(claim, folder.name, sweeps)
     settings = [setting(label, said["sweeps"][label], of) for label, (_, of) in sweeps.items()]
     table = [COLUMNS, *(row(part) for part in said["parts"])]
-    parts = [head(claim), verdict(said), typed, "\n".join(settings), "\n".join(table)]
+    parts = [
+        head(claim),
+        verdict(said),
+        code(said["command"]),
+        "\n".join(settings),
+        "\n".join(table),
+    ]
     if (folder / "claim.svg").is_file():
         picture = f"claims-{claim.name}.svg"
         shutil.copy(folder / "claim.svg", docs / picture)
         parts.append(f"![What the first part measures, over the grid]({picture})")
+    if packed := pack(folder, runs, docs / f"claims/{claim.name}-{folder.name}.tar.xz"):
+        parts.append(f"{OF_THE_RUNS}: [{packed.name}]({packed.relative_to(docs)})")
     return "\n\n".join(parts)
+
+
+OF_THE_RUNS = "What the verdict was made from"
+
+
+def pack(folder: Path, runs: Path, to: Path) -> Path | None:
+    """Packs what a verdict is made from; None if the claim has no runs of its own."""
+    names = ("sweep.yaml", "config.yaml", "summary.json")
+    found = [path for name in names for path in folder.rglob(name)]
+    if not found:
+        return None
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(to, "w:xz") as archive:
+        for path in sorted(found):
+            archive.add(path, path.relative_to(runs), filter=nobodys)
+    return to
+
+
+def nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without who packed it and when, so that the same runs give the same archive."""
+    member.uid = member.gid = member.mtime = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def head(claim: Claim) -> str:
@@ -103,7 +138,11 @@ def verdict(said: dict[str, Any]) -> str:
 def command(claim: Claim, preset: str, sweeps: dict[str, tuple[Claim, ClaimSweep]]) -> str:
     needs = [n for of, sweep in sweeps.values() for n in of.needs if f"${n}" in str(sweep.options)]
     files = "".join(f" --{name} FILE" for name in dict.fromkeys(needs))
-    return f"```\npython -m lit_gamma claim {claim.name} --preset {preset} --jobs 2{files}\n```"
+    return f"python -m lit_gamma claim {claim.name} --preset {preset} --jobs 2{files}"
+
+
+def code(line: str) -> str:
+    return f"```\n{line}\n```"
 
 
 def setting(label: str, of: dict[str, Any], sweep: ClaimSweep) -> str:

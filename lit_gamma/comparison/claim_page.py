@@ -12,7 +12,7 @@ import pandas as pd
 from lit_gamma.comparison.claim_verdict import Judged, shown
 from lit_gamma.comparison.figure_file import as_file
 from lit_gamma.comparison.page import environment
-from lit_gamma.comparison.sweep_view import cell_table
+from lit_gamma.comparison.sweep_view import cell_table, said_of
 from lit_gamma.errors import InputError
 from lit_gamma.files import replacing
 from lit_gamma.trajectory.jsonable import jsonable
@@ -84,7 +84,7 @@ def _as_data(judged: Judged, command: str) -> Mapping[str, Any]:
         ],
         "sweeps": {
             name: {
-                "grid": {key: list(dict.fromkeys(map(str, of.table[key]))) for key in of.keys},
+                "grid": {key: list(dict.fromkeys(map(said_of, of.table[key]))) for key in of.keys},
                 "runs": len(of.table),
                 "ended": len(of.ended),
                 "seeds": int(of.table["seed"].nunique()),

@@ -111,7 +111,7 @@ def _lines(of: Cells) -> list[tuple[str, Cells]]:
 
 def _named(keys: list[str], at: Any) -> str:
     values = at if isinstance(at, tuple) else (at,)
-    return ", ".join(f"{short(k)} {_said(v)}" for k, v in zip(keys, values, strict=True))
+    return ", ".join(f"{short(k)} {said_of(v)}" for k, v in zip(keys, values, strict=True))
 
 
 def short(key: str) -> str:
@@ -119,7 +119,8 @@ def short(key: str) -> str:
     return "γ" if key == GAMMA else key.rpartition(".")[2]
 
 
-def _said(value: Any) -> str:
+def said_of(value: Any) -> str:
+    """A value of the grid, as figures and tables show it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "null"
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
@@ -156,9 +157,9 @@ def _maps(keys: list[str], by_view: dict[str, Cells]) -> Iterator[Chart]:
 
 
 def _map(of: Cells, key: str) -> Any:
-    across, up = (list(dict.fromkeys(map(_said, of.at[k]))) for k in (GAMMA, key))
+    across, up = (list(dict.fromkeys(map(said_of, of.at[k]))) for k in (GAMMA, key))
     place = {
-        (_said(u), _said(g)): i
+        (said_of(u), said_of(g)): i
         for i, (g, u) in enumerate(zip(of.at[GAMMA], of.at[key], strict=True))
     }
     tiles = [[_tile(of, place.get((u, g)), f"γ {g}, {short(key)} {u}") for g in across] for u in up]
