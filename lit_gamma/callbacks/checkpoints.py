@@ -37,6 +37,9 @@ class Checkpoints(ModelCheckpoint):
     before stays. The last step is always saved.
     """
 
+    _loads: Path | None = None
+    """The folder of the checkpoint that training goes on from."""
+
     @property
     def saved_step(self) -> int:
         """Steps that the newest checkpoint has taken; 0 if there is none."""
@@ -50,9 +53,8 @@ class Checkpoints(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        last = Path(state_dict.get("last_model_path", "")).name
-        if self.dirpath and last and Path(self.dirpath, last).exists():
-            # The run's folder was moved or copied: its checkpoints are where this one is.
+        if self.dirpath and self._loads and _same(self._loads, self.dirpath):
+            # The run's folder may have been moved or copied: its checkpoints are where this one is.
             state_dict = _at(self.dirpath, state_dict)
         super().load_state_dict(state_dict)
 
@@ -60,6 +62,8 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.ckpt_path:
+            self._loads = Path(trainer.ckpt_path).parent
         # Until a step follows there is nothing to save: a resume that breaks replaces nothing.
         self._last_global_step_saved = checkpoint["global_step"]
 
@@ -143,6 +147,10 @@ class Checkpoints(ModelCheckpoint):
             yield
         except _NotSavedError:
             vars(self).update(before)
+
+
+def _same(one: _PATH, other: _PATH) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _at(folder: _PATH, state: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Recording:
             for callback in run.callbacks:
                 if callback.state_key in state["callbacks"]:
                     callback.load_state_dict(state["callbacks"][callback.state_key])
-                    callback.file.refuse_another(run.folder, callback.name)
+                    callback.file.refuse_another(run.folder)
 
     def __enter__(self) -> Recording:
         self.run.begin()

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lit_gamma.errors import InputError
 from lit_gamma.recording.run import Run
 from lit_gamma.recording.side_stream import side_stream
-from lit_gamma.trajectory.arrow import read_batches, up_to
+from lit_gamma.trajectory.arrow import read_batches
 from lit_gamma.trajectory.layouts import Rows
 from lit_gamma.trajectory.recorder import Recorder, Settle, earlier_record
 from lit_gamma.trajectory.table import Table
@@ -56,33 +58,23 @@ class RecordFile:
             self.last_step = self.last_drawn = self._last_appended = -1
         self.since, self.began = run.step - 1, run.step
         self._device = run.device
-        was, self.path = self.path, run.folder.absolute() / "trajectory" / f"{name}.arrow"
-        return None if was is None else self._moved(was, run)
-
-    def _moved(self, was: Path, run: Run) -> Path:
-        """Where a record is now: the folder that it was in may have been moved or copied."""
-        assert self.path is not None
-        places = [was, self.path]
-        if run.keeps_checkpoint:
-            places = [self.path, was]
-        elif run.resumed_from is not None:
-            beside = run.resumed_from.absolute().parent.parent
-            places.append(beside / "trajectory" / self.path.name)
+        was, self.path = self.path, _in(run.folder, f"{name}.arrow")
+        if was is None:
+            return None
+        places = [self.path, was]
+        if run.resumed_from is not None:
+            places.append(_in(run.resumed_from.parent.parent, was.name))
         return next((place for place in places if place.is_file()), was)
 
-    def refuse_another(self, folder: Path, name: str) -> None:
-        """Refuses a folder that holds a record which begins otherwise than this one.
+    def refuse_another(self, folder: Path) -> None:
+        """Refuses a folder that holds a record of another run.
 
         Raises:
             InputError: It does: that record would be lost.
         """
-        there = folder.absolute() / "trajectory" / f"{name}.arrow"
-        if self.path is None or not (self.path.is_file() and there.is_file()):
+        if self.path is None or not _in(folder, self.path.name).is_file():
             return
-        begin, other = (
-            [b.to_pydict() for b in read_batches(p, up_to(0))] for p in (self.path, there)
-        )
-        if str(begin) != str(other):  # A NaN is one here.
+        if self.path.is_file() and not self._begins(_in(folder, self.path.name)):
             raise InputError(
                 f"{folder} holds another record than that of the state, which is at "
                 f"{self.path.parents[1]}: name that folder or a new one"
@@ -99,7 +91,28 @@ class RecordFile:
 
     def continues(self, folder: Path) -> bool:
         """Whether the record, of a checkpoint or an earlier fit, is in a run's folder."""
-        return self.path is not None and self.path.parent == folder.absolute() / "trajectory"
+        return self.path is not None and self.path == _in(folder, self.path.name)
+
+    def came_along(self, folder: Path) -> bool:
+        """Whether the record is in the folder of its checkpoint, which was moved or copied."""
+        if self.path is None or not _in(folder, self.path.name).is_file():
+            return False
+        before = self.path.parents[1].name
+        if re.fullmatch(r"run-\d+", before) and before != folder.name:
+            return False  # It shared a folder, see Run.claim: what is there is another's.
+        return not self.path.is_file() or self._begins(_in(folder, self.path.name))
+
+    def _begins(self, other: Path) -> bool:
+        """Whether another file has the same rows before the last step that was recorded."""
+        here, there = (
+            [row for batch in read_batches(path, self._before) for row in batch.to_pylist()]
+            for path in (self.path, other)
+            if path is not None
+        )
+        return str(here) == str(there)  # A NaN is one here.
+
+    def _before(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        return steps < self.last_step
 
     def came(self, due: Callable[[int], bool], step: int) -> bool:
         """Whether a step is due, or one that was jumped over since the last time.
@@ -155,3 +168,7 @@ class RecordFile:
         # Checkpoints of before do not say it, and runs of then recorded nothing more at their end.
         self._last_appended = self.last_step
         self._at_last = state_dict.get("items_at_last", sys.maxsize)
+
+
+def _in(folder: Path, name: str) -> Path:
+    return folder.absolute() / "trajectory" / name

@@ -178,22 +178,18 @@ class Run:
         with undisturbed(self.module), self.precision():
             yield
 
-    @property
-    def keeps_checkpoint(self) -> bool:
-        """Whether the checkpoint lies in the run's folder, which may have been moved or copied."""
-        checkpoint = self.resumed_from
-        return checkpoint is not None and self.folder.absolute() in checkpoint.absolute().parents
-
     def claim(self) -> None:
         """Takes a folder that holds no other run's record, by making ``trajectory/`` in it.
 
-        A record is continued where its callbacks left it, or where it lies beside the checkpoint;
-        where another run's is, this one takes the first free of ``run-2``, ``run-3``, ... in the
-        folder.
+        A record is continued where its callbacks left it, or where it came along with the
+        checkpoint; where another run's is, this one takes the first free of ``run-2``, ``run-3``,
+        ... in the folder.
         """
-        asked = self.folder
-        continued = self.step > 0 and (
-            self.keeps_checkpoint or any(c.file.continues(asked) for c in self.callbacks)
+        asked, checkpoint = self.folder, self.resumed_from
+        kept = checkpoint is not None and asked.absolute() in checkpoint.absolute().parents
+        files = [callback.file for callback in self.callbacks]
+        continued = self.step > 0 and any(
+            file.continues(asked) or (kept and file.came_along(asked)) for file in files
         )
         if self.writes and not continued:
             numbers = itertools.count(2)

@@ -246,3 +246,12 @@ def test_checkpoints_of_a_schedule_are_kept_with_the_weights_of_their_steps(tmp_
     again = KeepCheckpoints(Schedule(per_decade=2, every=7))
     resumed = fit(tmp_path, checkpoints(tmp_path / "all"), again, max_steps=22, ckpt_path=last)
     assert [p.name for p in Path(resumed.log_dir, "checkpoints").iterdir()] == ["step=21.ckpt"]
+
+
+def test_a_run_that_goes_on_elsewhere_replaces_no_other_run_s_checkpoint(tmp_path):
+    for name, steps in (("one", 4), ("other", 6)):
+        fit(tmp_path, checkpoints(tmp_path / name), max_steps=steps)
+    last = tmp_path / "one" / "last.ckpt"
+    fit(tmp_path, checkpoints(tmp_path / "other"), max_steps=8, ckpt_path=last)
+    steps = steps_in(tmp_path / "other")
+    assert (steps["last.ckpt"], steps["last-v1.ckpt"]) == (6, 8)

@@ -77,6 +77,23 @@ def test_runs_without_a_folder_of_their_own_keep_theirs_apart(tmp_path):
     assert [json.loads((f / "summary.json").read_text())["steps"] for f in folders] == [6, 4, 3]
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_that_shares_a_folder_goes_on_over_no_other_s_record(tmp_path, moved):
+    root = tmp_path / "here"
+    for steps in (6, 4):  # Alike, so that the records begin alike.
+        torch.manual_seed(0)
+        keep = Checkpoints(root / "checkpoints", f"{steps}", save_top_k=-1, every_n_train_steps=4)
+        run = trainer(root, WeightNorms(EVERY), keep, max_steps=steps, enable_checkpointing=True)
+        run.fit(Regression())
+    if moved:
+        root = root.rename(tmp_path / "there")
+    again = trainer(root, WeightNorms(EVERY), max_steps=5)
+    with pytest.warns(UserWarning, match="another run's record"):
+        again.fit(Regression(), ckpt_path=root / "checkpoints" / "4.ckpt")
+    assert last_step(root) == 6
+    assert last_step(root / "run-3") == 5
+
+
 def test_the_same_callbacks_in_a_second_fit_do_not_go_on_with_the_first_one_s_record(tmp_path):
     norms = WeightNorms()
     trainer(tmp_path, norms, max_steps=5).fit(Regression())
