@@ -25,7 +25,9 @@ def as_file(charts: Sequence[Chart], title: str) -> str:
     light = re.sub(
         r"@media \(prefers-color-scheme: dark\) \{.*?\} \}\n", "", style, flags=re.DOTALL
     )
-    height = max(_TOP + _height(chart) + _KEY * ((len(chart.keys) + 1) // 2) for chart in charts)
+    height = max(
+        _TOP + _height(chart) + _KEY * -(-len(chart.keys) // _columns(chart)) for chart in charts
+    )
     box = f"0 0 {len(charts) * (_WIDTH + _GAP)} {_HEAD + height + 6}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><style>{escape(light)}</style>',
@@ -47,9 +49,15 @@ def _chart(chart: Chart) -> Iterator[str]:
     size = f'width="{_WIDTH}" height="{_height(chart)}"'
     yield str(chart.svg).replace("<svg ", f'<svg x="0" y="{_TOP}" {size} ', 1)
     for i, (number, name) in enumerate(chart.keys):
-        x, y = 40 + 150 * (i % 2), _TOP + _height(chart) + _KEY * (i // 2) + 8
+        row, column = divmod(i, _columns(chart))
+        x, y = 40 + 150 * column, _TOP + _height(chart) + _KEY * row + 8
         yield f'<path class="line g{number}" d="M{x} {y}h24"/>'
         yield f'<text x="{x + 30}" y="{y + 3.5}">{escape(name)}</text>'
+
+
+def _columns(chart: Chart) -> int:
+    """Keys beside each other: two where their names have room."""
+    return 2 if all(len(name) < 20 for _, name in chart.keys) else 1
 
 
 def _height(chart: Chart) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _LEFT, _TOP, _ROW, _COLUMN, _BOTTOM = 56, 4, 26, 34, 34
-_WIDTH = 340
+_WIDTH, _LETTER = 340, 6
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,23 @@ def heat_map(
     """
     finite = [tile.value for row in tiles for tile in row if math.isfinite(tile.value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    column = max(_COLUMN, (_WIDTH - _LEFT - 4) / max(1, len(across[1])))
-    width, bottom = _LEFT + column * len(across[1]) + 4, _TOP + _ROW * len(up[1])
+    left = max(_LEFT, 10 + _LETTER * max(map(len, up[1]), default=0))
+    column = max(_COLUMN, (_WIDTH - left - 4) / max(1, len(across[1])))
+    width, bottom = left + column * len(across[1]) + 4, _TOP + _ROW * len(up[1])
     wide = f' style="min-width:{width:.0f}px"' if width > _WIDTH else ""
     parts = [f'<svg viewBox="0 0 {width:.0f} {bottom + _BOTTOM}" role="img"{wide}>']
     for i, row in enumerate(tiles):
         y = bottom - _ROW * (i + 1)
         parts.append(
-            f'<text x="{_LEFT - 5}" y="{y + _ROW / 2 + 3.5}" class="end">{escape(up[1][i])}</text>'
+            f'<text x="{left - 5}" y="{y + _ROW / 2 + 3.5}" class="end">{escape(up[1][i])}</text>'
         )
         parts += [
-            _tile(tile, _LEFT + column * j, y, column, low, high) for j, tile in enumerate(row)
+            _tile(tile, left + column * j, y, column, low, high) for j, tile in enumerate(row)
         ]
     for j, name in enumerate(across[1]):
-        x = _LEFT + column * (j + 0.5)
+        x = left + column * (j + 0.5)
         parts.append(f'<text x="{x:.1f}" y="{bottom + 13}" class="mid">{escape(name)}</text>')
-    middle = _LEFT + column * len(across[1]) / 2
+    middle = left + column * len(across[1]) / 2
     named = f"{escape(across[0])} →, {escape(up[0])} ↑"
     parts.append(f'<text x="{middle:.1f}" y="{bottom + 28}" class="mid">{named}</text>')
     return Markup("".join([*parts, "</svg>"]))
