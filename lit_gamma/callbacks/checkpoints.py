@@ -37,9 +37,6 @@ class Checkpoints(ModelCheckpoint):
     before stays. The last step is always saved.
     """
 
-    _loads: Path | None = None
-    """The folder of the checkpoint that training goes on from."""
-
     @property
     def saved_step(self) -> int:
         """Steps that the newest checkpoint has taken; 0 if there is none."""
@@ -52,18 +49,14 @@ class Checkpoints(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.dirpath and self._loads and _same(self._loads, self.dirpath):
-            # The run's folder may have been moved or copied: its checkpoints are where this one is.
-            state_dict = _at(self.dirpath, state_dict)
-        super().load_state_dict(state_dict)
-
-    @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.ckpt_path:
-            self._loads = Path(trainer.ckpt_path).parent
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state and trainer.ckpt_path and self.dirpath:
+            here = Path(trainer.ckpt_path).parent.resolve() == Path(self.dirpath).resolve()
+            if here:  # Wherever the folder was when it was saved.
+                checkpoint["callbacks"][self.state_key] = _at(self.dirpath, state)
         # Until a step follows there is nothing to save: a resume that breaks replaces nothing.
         self._last_global_step_saved = checkpoint["global_step"]
 
@@ -147,10 +140,6 @@ class Checkpoints(ModelCheckpoint):
             yield
         except _NotSavedError:
             vars(self).update(before)
-
-
-def _same(one: _PATH, other: _PATH) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
 
 
 def _at(folder: _PATH, state: dict[str, Any]) -> dict[str, Any]:

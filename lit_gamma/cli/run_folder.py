@@ -107,10 +107,8 @@ def _locked(folder: int) -> bool:
     """Whether an open folder has no other lock, or can have none."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -72,9 +70,8 @@ class RecordFile:
         Raises:
             InputError: It does: that record would be lost.
         """
-        if self.path is None or not _in(folder, self.path.name).is_file():
-            return
-        if self.path.is_file() and not self._begins(_in(folder, self.path.name)):
+        there = self._file_in(folder)
+        if self.path is not None and there is not None and not self._is(there):
             raise InputError(
                 f"{folder} holds another record than that of the state, which is at "
                 f"{self.path.parents[1]}: name that folder or a new one"
@@ -95,24 +92,25 @@ class RecordFile:
 
     def came_along(self, folder: Path) -> bool:
         """Whether the record is in the folder of its checkpoint, which was moved or copied."""
-        if self.path is None or not _in(folder, self.path.name).is_file():
+        there = self._file_in(folder)
+        if self.path is None or there is None:
             return False
         before = self.path.parents[1].name
         if re.fullmatch(r"run-\d+", before) and before != folder.name:
             return False  # It shared a folder, see Run.claim: what is there is another's.
-        return not self.path.is_file() or self._begins(_in(folder, self.path.name))
+        return self._is(there)
 
-    def _begins(self, other: Path) -> bool:
-        """Whether another file has the same rows before the last step that was recorded."""
-        here, there = (
-            [row for batch in read_batches(path, self._before) for row in batch.to_pylist()]
-            for path in (self.path, other)
-            if path is not None
-        )
-        return str(here) == str(there)  # A NaN is one here.
+    def _file_in(self, folder: Path) -> Path | None:
+        """The file of this name in a run's folder, if there is one."""
+        there = None if self.path is None else _in(folder, self.path.name)
+        return there if there is not None and there.is_file() else None
 
-    def _before(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return steps < self.last_step
+    def _is(self, there: Path) -> bool:
+        """Whether a file is the record, or a copy of it up to the last step that was recorded."""
+        assert self.path is not None
+        if not self.path.is_file() or there.samefile(self.path):
+            return True
+        return _rows(there, self.last_step) == _rows(self.path, self.last_step)
 
     def came(self, due: Callable[[int], bool], step: int) -> bool:
         """Whether a step is due, or one that was jumped over since the last time.
@@ -172,3 +170,9 @@ class RecordFile:
 
 def _in(folder: Path, name: str) -> Path:
     return folder.absolute() / "trajectory" / name
+
+
+def _rows(path: Path, end: int) -> str:
+    """The rows before a step, as text, in which a NaN equals a NaN."""
+    batches = read_batches(path, lambda steps: steps < end)
+    return str([row for batch in batches for row in batch.to_pylist()])
