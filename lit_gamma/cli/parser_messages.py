@@ -12,6 +12,7 @@ _NOISE = re.compile(
     "|Expected a <class 'NoneType'>|Given value: NestedArg|Given value type|Expected a path"
     "|Not of type Path|Problem with given class_path"
 )
+_NO_MODULE = re.compile(r"class_path '([\w.]+)':\s*No module named '([\w.]+)'")
 
 
 def condensed(message: str) -> str:
@@ -39,6 +40,8 @@ def condensed(message: str) -> str:
         parts.append(f"expected {' or '.join(dict.fromkeys(wanted))}")
     if given:
         parts.append(f"got {given}")
+    if match := _NO_MODULE.search(message):
+        parts = [f"{match[1]}: no module {match[2]} in this folder or on PYTHONPATH"]
     said = ": ".join(filter(None, [".".join(keys), ", ".join(parts)]))
     return said + nearest_in_class(message)
 

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lit_gamma.comparison.report import write_report
+from lit_gamma.comparison.runs import load_run
 from lit_gamma.comparison.sweep_runs import SweepRuns, load_sweep
 from lit_gamma.comparison.sweep_table import TABLE, runs_of
 from lit_gamma.errors import InputError
@@ -50,6 +51,7 @@ def compare(
         sweep: The sweep that they are of.
     """
     if len(runs) < 2:
+        load_run(runs[0])  # What is no run is named first.
         raise InputError(f"compare needs at least two runs, got 1; report {runs[0]} shows it alone")
     _say(write_report(runs, out, classes, tables=True, sweep=sweep))
 

@@ -67,3 +67,12 @@ def test_what_is_like_nothing_gets_no_guess(workspace, command_line):
     Path("x.yaml").write_text("model: {zzz: 1}")
     with pytest.raises(SystemExit, match=r"unknown key 'model\.zzz'$"):
         command_line("fit", *TINY, "--config=x.yaml")
+
+
+def test_a_callback_whose_module_is_not_at_hand_says_where_it_was_looked_for(
+    workspace, command_line
+):
+    Path("x.yaml").write_text("trainer: {callbacks: [{class_path: elsewhere.mine.Mine}]}")
+    where = r"trainer\.callbacks: elsewhere\.mine\.Mine: no module elsewhere in this folder or on"
+    with pytest.raises(SystemExit, match=rf"^error: config file x\.yaml: {where} PYTHONPATH$"):
+        command_line("fit", *TINY, "--config=x.yaml")

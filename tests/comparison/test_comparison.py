@@ -250,7 +250,8 @@ def test_what_cannot_be_compared_is_said_and_nothing_written(runs, command_line,
     a, b = runs["a"], runs["b"]
     assert re.search("at least two runs, got 1", said(a))
     assert re.search(f"{a} and {a}/ are the same run", said(a, f"{a}/"))
-    assert re.search("/gone is not a directory", said(a, tmp_path / "gone"))
+    for gone in ([tmp_path / "gone"], [a, tmp_path / "gone"]):
+        assert re.search("/gone is not a directory", said(*gone))
     assert re.search(r"no trajectory/\*.arrow and no summary.json", said(a, Path(a).parent))
     with pytest.raises(SystemExit) as exit_:
         command_line("compare", a, b, f"--out={tmp_path}")
