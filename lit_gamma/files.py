@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from lit_gamma.errors import InputError
 
-_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+_FOREIGN = (
+    ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError,
+    yaml.YAMLError,
+)  # fmt: skip
 
 
 class AppendFile:
@@ -230,6 +234,8 @@ def parsed(what: str) -> Iterator[None]:
     except InputError:
         raise
     except _FOREIGN as error:
+        if isinstance(error, OSError) and error.errno:  # The system's: no permission, no space.
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{what}: {type(error).__name__}: {reason}") from error
 

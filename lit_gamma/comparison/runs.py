@@ -17,6 +17,7 @@ import yaml
 from lit_gamma import trajectory
 from lit_gamma.comparison.settings import differing, flat, setting
 from lit_gamma.errors import InputError
+from lit_gamma.files import parsed
 from lit_gamma.trajectory.arrow import schema_of
 from lit_gamma.trajectory.sources import PER_DECADE
 
@@ -184,11 +185,9 @@ def _probe(path: Path) -> Probe | None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
+    with parsed(f"{path} is damaged"):
         text = path.read_text()
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from lit_gamma.comparison.bootstrap import RESAMPLES, Floats, drawn, interval
-from lit_gamma.comparison.sweep_table import TABLE
+from lit_gamma.comparison.sweep_table import read_table
 from lit_gamma.errors import InputError
 
 GAMMA, RATE = "model.gamma", "model.optimizer.lr"
@@ -101,10 +101,7 @@ def load_sweep(folder: str | Path) -> SweepRuns:
     Raises:
         InputError: There is none, or no run of it has finished.
     """
-    path = Path(folder, TABLE)
-    if not path.is_file():
-        raise InputError(f"{folder} is no sweep: it has no {TABLE}")
-    found = sweep_of(folder, pa.ipc.open_stream(path.read_bytes()).read_all())
+    found = sweep_of(folder, read_table(folder))
     if not len(found.ended):
         known = ", ".join(f"{len(runs)} {kind}" for kind, runs in found.absent.items())
         raise InputError(f"no run of the sweep in {folder} has finished ({known})")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lit_gamma.errors import InputError
-from lit_gamma.files import replacing
+from lit_gamma.files import parsed, replacing
 
 TABLE = "sweep.arrow"
 """An Arrow IPC stream in the sweep's folder; ``sweep.csv`` beside it holds the same."""
@@ -31,9 +31,16 @@ _TOLD_ELSEWHERE = (
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:
-    """What a run's ``summary.json`` holds; empty if it has none."""
+    """What a run's ``summary.json`` holds; empty if it has none.
+
+    Raises:
+        InputError: It is damaged.
+    """
     path = run_dir / "summary.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with parsed(f"{path} is damaged; remove it, and its sweep goes on with the run"):
+        return dict(json.loads(path.read_text()))
 
 
 def has_ended(summary: Mapping[str, Any], max_steps: int) -> bool:
@@ -99,17 +106,28 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         csv.write_csv(table, draft)
 
 
+def read_table(folder: str | Path) -> pa.Table:
+    """What :func:`write_table` wrote.
+
+    Raises:
+        InputError: There is no table, or it is damaged.
+    """
+    path = Path(folder, TABLE)
+    if not path.is_file():
+        raise InputError(f"{folder} is no sweep: it has no {TABLE}")
+    with parsed(f"{path} is damaged; the sweep's own command writes it anew"):
+        return pa.ipc.open_stream(path.read_bytes()).read_all()
+
+
 def runs_of(folder: str) -> list[str]:
     """The directories of a sweep's runs that have recorded something; of a run, its own.
 
     Raises:
         InputError: It is a sweep in which none has.
     """
-    table = Path(folder, TABLE)
-    if not table.is_file():
+    if not Path(folder, TABLE).is_file():
         return [folder]
-    names = pa.ipc.open_stream(table.read_bytes()).read_all()["run"].to_pylist()
-    found = [str(Path(folder, name)) for name in names]
+    found = [str(Path(folder, name)) for name in read_table(folder)["run"].to_pylist()]
     begun = [run for run in found if any(Path(run).glob("trajectory/*.arrow"))]
     if not begun:
         raise InputError(f"no run of the sweep in {folder} has recorded anything yet")

@@ -124,6 +124,11 @@ def test_a_sweep_is_a_table_of_ordinary_runs_and_repeats_none(workspace, command
     cells = pd.read_csv("page_cells.csv").set_index(["measure", "model.gamma"])["value"]
     assert cells["val/unseen/loss", 0.8] == again.loc["gamma0.8-seed1", "val/unseen/loss"]
 
+    for damaged in ("gamma0.8-seed1/summary.json", "sweep.yaml"):
+        Path("runs/s", damaged).write_text("{")
+        with pytest.raises(SystemExit, match=f"^error: runs/s/{damaged} is damaged; "):
+            command_line(*SWEEP, GRID)
+
 
 def forked(command_line, *arguments: str) -> multiprocessing.Process:
     """The command in a process of its own, without the seconds that its imports take."""

@@ -11,7 +11,7 @@ from lit_gamma import InputError
 from lit_gamma.comparison.best_rate import at_best_rate
 from lit_gamma.comparison.critical import critical, flatness, window
 from lit_gamma.comparison.sweep_runs import GAMMA, RATE, cells, load_sweep
-from lit_gamma.comparison.sweep_table import row, write_table
+from lit_gamma.comparison.sweep_table import row, runs_of, write_table
 from lit_gamma.comparison.sweep_view import BEST, views
 
 UNSEEN, LOSS = "val/unseen/accuracy", "val/seen/loss"
@@ -163,3 +163,8 @@ def test_a_sweep_without_a_finished_run_or_table_is_refused(tmp_path):
     at = ((GAMMA, 0.5),)
     with pytest.raises(InputError, match=r"has finished \(1 missing\)"):
         swept(tmp_path, {(at, 1): {}}, {(at, 1): "missing"})
+    table = tmp_path / "sweep.arrow"
+    table.write_bytes(table.read_bytes()[:-40])
+    for read in (load_sweep, runs_of):
+        with pytest.raises(InputError, match=r"sweep\.arrow is damaged; the sweep's own command"):
+            read(str(tmp_path))

@@ -16,7 +16,7 @@ from lit_gamma.cli.sweep.planned import Config, PlannedRun, content
 from lit_gamma.comparison.settings import differing, flat
 from lit_gamma.comparison.sweep_table import has_ended, row, summary_of, write_table
 from lit_gamma.errors import InputError
-from lit_gamma.files import replacing, resume_point
+from lit_gamma.files import parsed, replacing, resume_point
 
 
 class SweepFolder:
@@ -59,7 +59,9 @@ class SweepFolder:
                     f"{self.path} holds no sweep, but something else: give another --out"
                 )
             return
-        before = yaml.load(kept.read_text(), yaml.CSafeLoader)
+        with parsed(f"{kept} is damaged; give another --out"):
+            before = yaml.load(kept.read_text(), yaml.CSafeLoader)
+            content(before)
         if content(before) != content(base):
             with suppress(InputError):  # Of an option that is no more: it differs then.
                 before = read(kept)
