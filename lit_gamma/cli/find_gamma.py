@@ -109,7 +109,8 @@ def gammas_of(written: str) -> list[str]:
         InputError: It is no range, or has fewer than two γ.
     """
     try:
-        low, high, step = [Decimal(part) for part in f"{written},0.1".split(",")[:3]]
+        parts = written.split(",")
+        low, high, step = map(Decimal, parts if len(parts) == 3 else [*parts, "0.1"])
         n = int((high - low) / step) + 1
         fits = low >= 0 and step > 0 and 2 <= n <= 100
     except (ValueError, ArithmeticError, InvalidOperation):

@@ -33,6 +33,7 @@ def test_saturated_norms_and_weights_not_as_drawn_bar_a_gamma_whatever_their_wor
     [
         (["--range=0.8,0.4"], "--range 0.8,0.4: give LOW,HIGH"),
         (["--range=low,1"], "--range low,1: give LOW,HIGH"),
+        (["--range=0.4,0.8,0.1,5"], "--range 0.4,0.8,0.1,5: give LOW,HIGH"),
         (["--seeds=0"], "--seeds must be at least 1, got 0"),
         (["--steps=-3"], "--steps must be at least 1, got -3"),
         (["--grid=model.optimizer.weight_decay=0,1"], "find-gamma varies γ and model.optimizer.lr"),
