@@ -160,20 +160,10 @@ class RunSummary(Callback):
         if self._session_end is not None:
             return
         assert self._run is not None
-        optimizer, made_with = trainer.optimizers[0], self._run.hyperparameters
-        group = optimizer.param_groups[0]
-        compared = {
-            "gamma": made_with.get("gamma"),
-            "init_std": made_with.get("init_std"),
-            "init_from": made_with.get("init_from"),
-            "seed": self._run.seed,
-            "optimizer": type(optimizer).__name__,
-            "lr": optimizer.defaults["lr"],
-            "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),
-        }
-        known = {k: v for k, v in jsonable(compared).items() if v is not None}
-        *start, self._session_end = hparams(known, dict.fromkeys(self._metrics, 0.0))  # type: ignore[no-untyped-call]
-        self._tell(trainer, *start)
+        with self._run.optional("the run's entry in TensorBoard's HParams", once="HParams"):
+            known = _compared(trainer, self._run)
+            *start, self._session_end = hparams(known, dict.fromkeys(self._metrics, 0.0))  # type: ignore[no-untyped-call]
+            self._tell(trainer, *start)
 
     @staticmethod
     def _tell(trainer: Trainer, *summaries: Any) -> None:
@@ -181,6 +171,23 @@ class RunSummary(Callback):
         if writer is not None:
             for summary in summaries:
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def _compared(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """What sets a run apart, as values that HParams take."""
+    named = ("gamma", "init_std", "init_from")
+    known = {name: run.hyperparameters.get(name) for name in named} | {"seed": run.seed}
+    trained = [optimizer for optimizer in trainer.optimizers if optimizer.param_groups]
+    for optimizer in trained[:1]:
+        group = optimizer.param_groups[0]
+        known |= {
+            "optimizer": type(optimizer).__name__,
+            "lr": optimizer.defaults.get("lr"),
+            "weight_decay": group.get("peak_weight_decay", group.get("weight_decay")),
+        }
+    plain = (bool, int, float, str)
+    values = {k: v for k, v in jsonable(known).items() if v is not None}
+    return {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:

@@ -236,8 +236,9 @@ class TrajectoryCallback(Callback):
             "callback": type(self).__qualname__,
             "seed": None if self.run.seed is None else str(self.run.seed),
             "hyperparameters": self.run.hyperparameters,
-            **self.about(),
         }
+        with self.run.optional(f"{self.name}: about()", once=f"{self.name}: about()"):
+            metadata |= self.about()
         return Table(
             self.name, *self.items(module), self.quantities, self.nulls(module), self.reference,
             metadata, self.group, self.run.all_tags, self.run.shown_elsewhere(self),

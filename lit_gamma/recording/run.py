@@ -143,7 +143,9 @@ class Run:
 
     def lay_out(self) -> None:
         """Tells the loggers what will be recorded."""
-        if self.views:
+        if not self.views:
+            return
+        with self.optional("the layout of charts in the loggers"):
             tables = [callback.table() for callback in self.callbacks]
             if self.writer is not None:
                 write_layout(self.writer, tables)

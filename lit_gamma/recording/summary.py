@@ -63,18 +63,24 @@ def summarize(
     holes = {c.name: c.file.holes for c in run.callbacks if c.file.holes}
     if holes:
         summary["holes"] = holes
-    if not any(run.folder.glob("trajectory/*.arrow")):
-        return summary
-    summary["findings"] = _findings(run)
+    if any(run.folder.glob("trajectory/*.arrow")):
+        summary["findings"] = _findings(run)
+        with run.optional("what the record says as a whole"):
+            summary |= _of_record(run)
+    return summary
+
+
+def _of_record(run: Run) -> dict[str, Any]:
+    """The extremes of each role, and the phases, which TensorBoard gets too."""
     tables = load_curves(run.folder)
-    summary |= trajectory.extremes(tables)
+    found: dict[str, Any] = {**trajectory.extremes(tables)}
     if any(tables_of(tables, quantity) for quantity in QUANTITIES):
         phases = phases_of(tables)
         words = phases_in_words(phases)
-        summary |= {"in_words": words, "phases": _nested(phases)}
+        found |= {"in_words": words, "phases": _nested(phases)}
         if run.writer is not None:
             write_phases(run.writer, phases, words, run.step)
-    return summary
+    return found
 
 
 def _findings(run: Run) -> dict[str, str]:

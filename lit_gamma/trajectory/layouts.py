@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lit_gamma.errors import InputError
 from lit_gamma.trajectory.table import Table
 
 Columns = Mapping[str, npt.NDArray[np.floating]]
@@ -33,11 +34,14 @@ class Rows:
 
     Args:
         table: The table.
+
+    Raises:
+        InputError: An index column mixes types, or holds what Arrow does not know.
     """
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._index = {name: pa.array(items) for name, items in table.index.items()}
+        self._index = {name: self._column(name, items) for name, items in table.index.items()}
 
     def schema(self, columns: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
         """The file's schema; each field says what it means."""
@@ -61,6 +65,15 @@ class Rows:
         names = [n for n in batch.schema.names if n != "step" and n not in self._index]
         values = {name: batch[name].to_numpy() for name in names}
         return Measured(batch["step"].to_numpy(), np.array(items), values)
+
+    def _column(self, name: str, items: Sequence[Any]) -> pa.Array:
+        try:
+            return pa.array(items)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{self._table.name}: items() gives {name} values that are no column of numbers or "
+                f"texts: {str(error).partition(chr(10))[0]}"
+            ) from error
 
     def _field(self, name: str, kind: pa.DataType) -> pa.Field:
         return pa.field(name, kind, metadata={"meaning": self._table.meaning(name)})

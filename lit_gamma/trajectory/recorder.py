@@ -130,8 +130,7 @@ class Recorder:
             self._write(measured)
         except OSError as error:
             self._note_hole(measured.steps, error)
-        if self._lines is not None:
-            self._lines.show(measured, walltimes)
+        self._show(measured, walltimes)
 
     def close(self) -> None:
         """Flushes and ends the file."""
@@ -141,6 +140,11 @@ class Recorder:
 
     def _check(self, values: Mapping[str, Tensor], n_items: int) -> None:
         """Refuses what would end up in another item's row."""
+        if not isinstance(values, Mapping) or not values:
+            raise InputError(
+                f"{self.table.name}: observe() gave {values!r}; it must be a mapping of quantities "
+                "to tensors, the same ones every time"
+            )
         for name, value in values.items():
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n_items:
@@ -158,6 +162,17 @@ class Recorder:
                     f"{self.table.name}: the quantities are {', '.join(quantities)}, but were "
                     f"{', '.join(names)} before; they must be the same at every step"
                 )
+            for name, value in quantities.items():
+                if value.ndim != 1:
+                    raise InputError(
+                        f"{self.table.name}: {name} has {tuple(value.shape[1:])} values for each "
+                        "item; it must have one, or be a quantity for each"
+                    )
+        if taken := {"step", *self.table.index}.intersection(names):
+            raise InputError(
+                f"{self.table.name}: a quantity is called {taken.pop()}, as a column of the index "
+                "is; rename it"
+            )
         self._names = names
         return names
 
@@ -206,10 +221,25 @@ class Recorder:
             self._stream = ArrowStream(self.path, kept[0].schema, kept)
         except OSError as error:
             self._note_hole(kept[0]["step"].to_numpy(), error)
-        if self._lines is not None:
-            for measured in map(self._layout.read, kept):
-                now = dict.fromkeys(measured.steps.tolist(), time.time())
-                self._lines.show(measured, now, again=True)
+        for measured in map(self._layout.read, kept) if self._lines is not None else ():
+            now = dict.fromkeys(measured.steps.tolist(), time.time())
+            self._show(measured, now, again=True)
+
+    def _show(
+        self, measured: Measured, walltimes: Mapping[int, float], again: bool = False
+    ) -> None:
+        """Shows rows in the loggers, which must not end training."""
+        if self._lines is None:
+            return
+        try:
+            self._lines.show(measured, walltimes, again)
+        except Exception as error:
+            warnings.warn(
+                f"{self.table.name} is shown in no logger any more ({type(error).__name__}: "
+                f"{error}); training goes on, and its file has it",
+                stacklevel=2,
+            )
+            self._lines = None
 
 
 def earlier_record(path: Path | None, last_step: int, at_last: int) -> list[pa.RecordBatch]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from lit_gamma.errors import InputError
 
 Index = Mapping[str, Sequence[Any]]
 """The columns that say which item a row is about, each with one value per item."""
@@ -69,6 +71,9 @@ class Table:
         all_tags: Whether TensorBoard gets a line for every item and column. By default items of
             a role are averaged.
         elsewhere: Names of the quantities that TensorBoard gets from another table.
+
+    Raises:
+        InputError: The callback contradicts itself, in :meth:`items` or :meth:`nulls`.
     """
 
     name: str
@@ -81,6 +86,28 @@ class Table:
     group: str = ""
     all_tags: bool = False
     elsewhere: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise InputError(f"{self.name}: {fault}")
+
+    def _faults(self) -> Iterator[str]:
+        """What would be found out when rows are written, long after they were measured."""
+        lengths = {name: len(values) for name, values in self.index.items()}
+        if len({*lengths.values()}) > 1:
+            yield f"items() gives columns of different lengths, {lengths}"
+        if "step" in lengths:
+            yield "items() gives a column step, which every table has already; rename it"
+        if self.index and len({*zip(*self.index.values(), strict=True)}) < self.n_items:
+            yield f"items() gives rows that {', '.join(lengths)} do not tell apart"
+        if self.labels and len(self.labels) != self.n_items:
+            yield f"items() gives {len(self.labels)} labels for {self.n_items} items"
+        for name, null in self.nulls.items():
+            if np.shape(null) != (self.n_items,):
+                yield (
+                    f"nulls() gives {name} the shape {np.shape(null)}; it must be "
+                    f"({self.n_items},), a value for each item"
+                )
 
     @property
     def n_items(self) -> int:

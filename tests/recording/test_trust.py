@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.runs import fit
 from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -183,6 +184,27 @@ class TooFew(WeightTrajectory):
         return {"mean": weights.weight.mean((1, 2)), "largest": weights.weight.amax((1, 2))[:0]}
 
 
+class Pair(TrajectoryCallback):
+    """Two items; what is given takes the place of its own."""
+
+    def __init__(self, observed=None, items=({"layer": [0, 1]}, ["a", "b"]), nulls=None):
+        super().__init__()
+        self.observed, self.of_items, self.of_nulls = observed, items, nulls or {}
+
+    @property
+    def name(self):
+        return "pair"
+
+    def observe(self, trainer, pl_module):
+        return {"x": torch.zeros(2)} if self.observed is None else self.observed
+
+    def items(self, pl_module):
+        return self.of_items
+
+    def nulls(self, pl_module):
+        return self.of_nulls
+
+
 class Renames(TrajectoryCallback):
     def observe(self, trainer, pl_module):
         return {"early" if self.run.step < 3 else "late": torch.zeros(1)}
@@ -193,15 +215,80 @@ class Renames(TrajectoryCallback):
     [
         (TooFew(), r"too_few: largest is \(0,\); it must be a tensor with one value for each of"),
         (Renames(), "renames: the quantities are late, but were early before"),
+        (Pair({"layer": torch.zeros(2)}), "pair: a quantity is called layer, as a column of the"),
+        (Pair({"step": torch.zeros(2)}), "pair: a quantity is called step, as a column of the"),
+        (Pair({"x": torch.zeros(2, 3)}), r"pair: x has \(3,\) values for each item"),
+        (Pair({}), r"pair: observe\(\) gave \{\}; it must be a mapping of quantities"),
+        (Pair([1.0]), r"pair: observe\(\) gave \[1.0\]; it must be a mapping of quantities"),
+        (Pair(items=({"layer": [0, 1]}, ["a"])), r"pair: items\(\) gives 1 labels for 2 items"),
+        (Pair(items=({"a": [0, 1], "b": [0]}, [])), r"columns of different lengths, \{'a': 2, 'b'"),
+        (Pair(items=({"step": [0, 1]}, [])), "a column step, which every table has already"),
+        (Pair(items=({"layer": [3, 3]}, [])), "gives rows that layer do not tell apart"),
+        (Pair(items=({"layer": [3, "a"]}, [])), "gives layer values that are no column of"),
+        (Pair(nulls={"x": np.ones(3)}), r"nulls\(\) gives x the shape \(3,\); it must be \(2,\)"),
+        (Pair(nulls={"x": 2.0}), r"nulls\(\) gives x the shape \(\); it must be \(2,\)"),
     ],
 )
 def test_values_that_fit_no_row_are_refused_and_cost_no_other_record(tmp_path, callback, message):
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, callback, WeightNorms(), RunSummary()).fit(Regression())
-    if isinstance(callback, Renames):  # The others are refused before training.
+    if isinstance(callback, Renames):  # Others are refused before training, or first written.
         assert last_step(tmp_path) == 6
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert "quantities are" in summary["status"]
+    else:
+        assert not (tmp_path / "trajectory" / f"{callback.name}.arrow").exists()
+
+
+class Odd(Pair):
+    def about(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("fault", "left_out"),
+    {
+        "lit_gamma.recording.run.write_layout": "the layout of charts in the loggers is left out",
+        "lit_gamma.trajectory.lines.Lines.show": "pair is shown in no logger any more",
+        "lit_gamma.recording.summary.phases_of": "what the record says as a whole is left out",
+        "lit_gamma.callbacks.run_summary.hparams": "the run's entry in TensorBoard's HParams is",
+        "": r"pair: about\(\) is left out \(ZeroDivisionError",
+    }.items(),
+)
+def test_what_is_shown_of_a_record_may_fail_and_ends_no_training(
+    tmp_path, monkeypatch, fault, left_out
+):
+    if fault:
+        monkeypatch.setattr(fault, None)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    pair = Pair() if fault else Odd()
+    run = trainer(tmp_path, pair, WeightNorms(), RunSummary(), logger=logger)
+    with pytest.warns(UserWarning, match=left_out):
+        run.fit(Regression())
+    assert last_step(tmp_path) == 6
+    assert len(trajectory.load(tmp_path)["pair"]) == 14
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("gamma", [[0.5, 0.8], {"attention": 0.5}, "small"])
+def test_a_gamma_of_ones_own_kind_is_noted_as_it_is(tmp_path, gamma, recwarn):
+    class Untrained(Regression):
+        def configure_optimizers(self):
+            return None
+
+    class Validated(Regression):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", batch.mean())
+
+        def val_dataloader(self):
+            return self.train_dataloader()
+
+    for kind in (Validated, Untrained):
+        folder = tmp_path / kind.__name__
+        trainer(folder, WeightNorms(), RunSummary(), max_epochs=1).fit(kind(gamma=gamma))
+        assert json.loads((folder / "summary.json").read_text())["gamma"] == gamma
+        assert (folder / "report.html").is_file()
+    assert not [w for w in recwarn if "left out" in str(w.message)]
 
 
 @pytest.mark.parametrize("settled", ["raises", "is of another name"])
