@@ -121,7 +121,7 @@ class WeightNorms(TrajectoryCallback):
         for rows in groups:
             for stack in rows.stacks:
                 blocks = torch.stack([known[i] for i in stack.positions])
-                self._blocks[stack] = lend(blocks.to(run.device))
+                self._blocks[stack] = lend(blocks.to(run.device, torch.float32))
             if self.file.last_step == run.step > 0:  # The checkpoint's weights are the ones before.
                 copy = rows.copy()
                 with side_stream(run.device):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 
+from lit_gamma.errors import InputError
 from lit_gamma.metrics import cosine_matrix, singular_values_of_gram, smaller_gram
 from lit_gamma.recording.rows import Rows, grouped_rows
 from lit_gamma.recording.side_stream import lend
@@ -87,11 +89,20 @@ class CurrentWeights:
 
     @property
     def matrices(self) -> list[NeuronMatrix]:
-        """:func:`lit_gamma.neurons` of the module with its current weights."""
+        """:func:`lit_gamma.neurons` of the module with its current weights.
+
+        Raises:
+            InputError: Some have no shape yet.
+        """
         if self._views is not None and self._unchanged():
             return self._views
-        matrices = list(neurons(self._module, per_head=self._per_head))
         parameters: list[Tensor] = list(self._module.parameters())
+        if any(map(is_lazy, parameters)):
+            raise InputError(
+                f"{type(self._module).__name__} has lazy parameters, which have no shape yet: run "
+                "a batch through it before it is trained"
+            )
+        matrices = list(neurons(self._module, per_head=self._per_head))
         self._views, self._rows = None, []
         if not any(isinstance(parameter, DTensor) for parameter in parameters):
             pointers = _pointers(parameters)

@@ -119,7 +119,7 @@ class WeightTrajectory(TrajectoryCallback):
     @override
     def turns(self) -> Turns | None:
         cost = self.bill.cost("record")
-        if self.matrices_per_step is not None or cost is None:
+        if self.matrices_per_step is not None or cost is None or not self._n_matrices:
             return None
         return Turns(self.name, self._n_matrices, cost)
 

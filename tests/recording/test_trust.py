@@ -22,6 +22,7 @@ from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
     GammaInit,
+    Overhead,
     RunSummary,
     Schedule,
     TokenLoss,
@@ -451,3 +452,47 @@ def test_a_run_that_goes_on_after_its_end_has_the_record_of_one_that_did_not_sto
     for name in ("condensation", "effective_rank", "weight_norms"):
         steps = [list(zip(t[name]["step"], t[name]["matrix"], strict=True)) for t in (whole, parts)]
         assert steps[0] == steps[1], name
+
+
+class Scale(nn.Module):
+    """A module without a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+def test_a_module_without_a_matrix_is_trained_to_its_end_within_a_budget(tmp_path):
+    module = Regression()
+    module.layers = Scale()
+    kinds = (WeightNorms(), EffectiveRank(), Condensation(), Overhead(), TokenLoss(), RunSummary())
+    trainer(tmp_path, *kinds, max_steps=20).fit(module)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
+    assert len(trajectory.load(tmp_path)["token_loss"]) == 20
+
+
+def test_weights_of_double_precision_are_recorded_with_others_beside_them(tmp_path):
+    class Double(Regression):
+        def training_step(self, batch, batch_idx):
+            return self.layers[2](self.layers[:2](batch).double()).square().mean()
+
+    module = Double()
+    module.layers[2].double()
+    trainer(tmp_path, WeightNorms(), Condensation(), EffectiveRank()).fit(module)
+    recorded = trajectory.load(tmp_path)["weight_norms"].query("step == 6").set_index("matrix")
+    for i in (0, 2):
+        largest = np.linalg.svd(module.layers[i].weight.detach().double().numpy())[1][0]
+        of_matrix = recorded.loc[f"layers.{i}"]
+        assert of_matrix["spectral_norm"] == pytest.approx(largest, rel=1e-5)
+
+
+def test_a_module_with_lazy_parameters_is_told_so_before_it_is_trained(tmp_path):
+    module = Regression()
+    module.layers = nn.LazyLinear(6)
+    with pytest.raises(
+        InputError, match=r"Regression has lazy parameters.* run a batch through it"
+    ):
+        trainer(tmp_path, WeightNorms()).fit(module)
