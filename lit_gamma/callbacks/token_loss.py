@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from lit_gamma.recording.batches import BatchTrajectory
+from lit_gamma.recording.run import Run
 from lit_gamma.trajectory.table import Quantity
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -22,8 +25,10 @@ class TokenLoss(BatchTrajectory):
 
     ``training_step`` returns ``token_loss``, or a function makes it from what ``training_step``
     returns: detached, in nats, NaN where a label is ignored, at most 2^24 tokens per optimizer
-    step, equally many on every rank. The values at step t are the loss of W_t on the batch that
-    made W_(t+1).
+    step. The values at step t are the loss of W_t on the batch that made W_(t+1).
+
+    Several ranks may have batches of different lengths. The mean is over all tokens; quantiles are
+    over as many of each rank, evenly spread, as the largest batch had when recording began.
 
     Logged as ``1_token_loss/<quantity>``: the mean and the 95 % quantile; the file has
     the ``quantities`` below, of the tokens that have a label. A uniform guess reads ln(vocab_size).
@@ -51,6 +56,11 @@ class TokenLoss(BatchTrajectory):
     section = "1"
 
     @override
+    def start(self, run: Run) -> None:
+        self._most: int | None = None
+        super().start(run)
+
+    @override
     def kept(self, outputs: Any, batch: Any) -> Mapping[str, Tensor]:
         return {"token_loss": self.token_loss_of(outputs, batch)}
 
@@ -58,14 +68,31 @@ class TokenLoss(BatchTrajectory):
     def measure(self, outputs: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         loss = torch.cat([output["token_loss"].flatten() for output in outputs]).float()
         if dist.is_initialized():
-            parts = [torch.empty_like(loss) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, loss)
-            loss = torch.cat(parts)
+            return self._of_all_ranks(loss)
         return {"mean": loss.nanmean(), "token_loss": loss}
+
+    def _of_all_ranks(self, loss: Tensor) -> dict[str, Tensor]:
+        """Gathers equally many values of every rank: their number is agreed on once, and waits."""
+        if self._most is None:
+            most = torch.tensor(max(1, len(loss)), device=loss.device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            self._most = int(most)
+        kept = loss
+        if len(loss) > self._most:
+            kept = loss[torch.arange(self._most, device=loss.device) * len(loss) // self._most]
+        sums = torch.stack([loss.nansum(), (~loss.isnan()).sum().float()])
+        sent = F.pad(torch.cat([sums, kept]), (0, self._most - len(kept)), value=math.nan)
+        parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, sent)
+        gathered = torch.stack(parts)
+        total, n_tokens = gathered[:, :2].sum(0)
+        return {"mean": total / n_tokens, "token_loss": gathered[:, 2:].flatten()}
 
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         loss = measured["token_loss"]
+        if not loss.shape[1]:
+            loss = loss.new_full((len(loss), 1), math.nan)
         quantiles = torch.nanquantile(loss, _levels(loss.device), dim=1).unbind()
         return {"mean": measured["mean"], **dict(zip(_QUANTILES, quantiles, strict=True))}
 

@@ -93,18 +93,21 @@ class BatchTrajectory(TrajectoryCallback):
         """The loss of a batch's tokens, detached, in nats, NaN where there is no label.
 
         Raises:
-            InputError: ``training_step`` does not return it, and no function was given.
+            InputError: ``training_step`` does not return it, and no function was given; or it is
+                no tensor.
         """
-        if self.token_loss is not None:
-            return self.token_loss(outputs, batch).detach()
-        if not isinstance(outputs, Mapping) or "token_loss" not in outputs:
-            name = type(self).__name__
+        name = type(self).__name__
+        if self.token_loss is None and not (
+            isinstance(outputs, Mapping) and "token_loss" in outputs
+        ):
             raise InputError(
                 f"{name} finds no token_loss in what training_step returns; return it beside loss, "
                 f"or give {name}(token_loss=function of outputs and batch)"
             )
-        loss: Tensor = outputs["token_loss"]
-        return loss
+        made = self.token_loss(outputs, batch) if self.token_loss else outputs["token_loss"]
+        if not isinstance(made, Tensor):
+            raise InputError(f"{name}: the loss of the tokens must be a tensor, got {made!r}")
+        return made.detach()
 
     @override
     def start(self, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,13 +86,16 @@ class CurrentWeights:
         self._views: list[NeuronMatrix] | None = None
         self._rows: list[Rows] = []
         self._copies: tuple[int, list[WeightGroup]] = -1, []
+        self._shapes: dict[str, torch.Size] = {}
 
     @property
     def matrices(self) -> list[NeuronMatrix]:
         """:func:`lit_gamma.neurons` of the module with its current weights.
 
+        A matrix that comes later is passed over: what is recorded are those of the beginning.
+
         Raises:
-            InputError: Some have no shape yet.
+            InputError: Some have no shape yet, or one is gone or has another shape than before.
         """
         if self._views is not None and self._unchanged():
             return self._views
@@ -102,7 +105,7 @@ class CurrentWeights:
                 f"{type(self._module).__name__} has lazy parameters, which have no shape yet: run "
                 "a batch through it before it is trained"
             )
-        matrices = list(neurons(self._module, per_head=self._per_head))
+        matrices = self._those_of_before(neurons(self._module, per_head=self._per_head))
         self._views, self._rows = None, []
         if not any(isinstance(parameter, DTensor) for parameter in parameters):
             pointers = _pointers(parameters)
@@ -110,6 +113,19 @@ class CurrentWeights:
                 self._parameters, self._pointers, self._views = parameters, pointers, matrices
                 self._links = list(_links(self._module))
         return matrices
+
+    def _those_of_before(self, found: Iterable[NeuronMatrix]) -> list[NeuronMatrix]:
+        matrices = {matrix.name: matrix for matrix in found}
+        self._shapes = self._shapes or {name: of.weight.shape for name, of in matrices.items()}
+        for name, shape in self._shapes.items():
+            now = matrices[name].weight.shape if name in matrices else None
+            if now != shape:
+                has = f"has shape {tuple(now)}" if now else "is gone"
+                raise InputError(
+                    f"{name} {has}, and had {tuple(shape)} when recording began: begin another "
+                    "record where the module changes"
+                )
+        return [matrices[name] for name in self._shapes]
 
     def _unchanged(self) -> bool:
         """Whether the module has the parts, and these the memory, that they had."""

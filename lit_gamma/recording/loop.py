@@ -34,6 +34,7 @@ class Recording:
         self.run = run
         self.summary: dict[str, Any] = {}
         self._earlier_seconds = 0.0
+        self._begun = False
         self._seen_batch = self._seen_gradients = False
         if state is not None:
             run.step = state["step"]
@@ -47,6 +48,7 @@ class Recording:
         self.run.begin()
         for callback in self.run.callbacks:
             callback.start(self.run)
+        self._begun = True
         return self
 
     def batch(self, batch: Any, outputs: Any = None) -> None:
@@ -60,6 +62,7 @@ class Recording:
             outputs: A mapping with ``token_loss``: the loss of every token, detached, in nats, NaN
                 where there is no label; or what the callbacks' own ``token_loss`` takes.
         """
+        self._check_begun()
         self._seen_batch = True
         for callback in self.run.callbacks:
             callback.before(batch)
@@ -91,8 +94,10 @@ class Recording:
         """Records the new weights, after the optimizer's step.
 
         Raises:
-            InputError: A callback records batches or gradients, and none were shown.
+            InputError: A callback records batches or gradients, and none were shown; or nothing
+                was begun.
         """
+        self._check_begun()
         starved = [c.name for c in self.run.callbacks if c.needs_batches and not self._seen_batch]
         if starved:
             raise InputError(
@@ -108,6 +113,12 @@ class Recording:
         for callback in self.run.callbacks:
             callback.advance()
         self.run.weights.release()
+
+    def _check_begun(self) -> None:
+        if not self._begun:
+            raise InputError(
+                "recording has not begun: write `with record(...) as trajectory:` around the loop"
+            )
 
     def write(self) -> None:
         """Writes what waits to be written."""
@@ -159,6 +170,17 @@ class Recording:
             run.writer.close()
 
 
+def _refuse_others(callbacks: Any) -> None:
+    """Refuses what is no list of trajectory callbacks."""
+    for callback in callbacks if isinstance(callbacks, Sequence) else [type(callbacks)]:
+        if not isinstance(callback, TrajectoryCallback):
+            what = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+            raise InputError(
+                f"record takes a list of callbacks that record, such as [WeightNorms()], not {what}"
+                "; the others are for Lightning's Trainer, and the summary is written anyway"
+            )
+
+
 def record(
     model: nn.Module,
     run_dir: str | Path,
@@ -204,10 +226,11 @@ def record(
         A context, which writes ``summary.json`` and prints the bill when it is left, however.
 
     Raises:
-        InputError: ``run_dir`` holds a record that the state does not continue, or two callbacks
-            would write the same table.
+        InputError: ``run_dir`` holds a record that the state does not continue, two callbacks
+            would write the same table, or one records nothing.
     """
     folder = Path(run_dir)
+    _refuse_others(callbacks)
     names = [callback.name for callback in callbacks]
     if twins := [name for name in names if names.count(name) > 1]:
         raise InputError(f"record: two callbacks write the table {twins[0]}; give one of them")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
+import socket
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +15,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.runs import Snapshots, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_gamma import InputError, metrics, trajectory
+from lit_gamma import InputError, metrics, record, trajectory
 from lit_gamma.callbacks import (
     Condensation,
     EffectiveRank,
@@ -38,6 +43,8 @@ from lit_gamma.trajectory.recorder import Recorder
 from lit_gamma.trajectory.table import Table
 from lit_gamma.trajectory.tensorboard import curves
 
+# Tokens of each rank's batch at each step; the quantiles are of 30 of each rank at most.
+LENGTHS = [(30, 20), (30, 30), (12, 45), (61, 7)]
 SPARSE = Schedule(dense_until=2, per_decade=4)
 
 
@@ -375,3 +382,79 @@ def test_a_single_neuron_has_no_pair_and_ends_nothing(tmp_path):
     assert tables["weight_norms"]["rms"].notna().all()
     summary = json.loads(Path(trainer.log_dir, "summary.json").read_text())
     assert summary["strongest_condensation"] == {}
+
+
+def losses(rank: int, step: int) -> np.ndarray:
+    generated = np.random.default_rng([rank, step]).exponential(size=LENGTHS[step][rank])
+    generated[::5] = np.nan  # Tokens without a label.
+    return generated.astype(np.float32)
+
+
+def trained_on_batches_of_unlike_length(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    with record(torch.nn.Linear(2, 2), folder, [TokenLoss(), TokenLossProfile()]) as recording:
+        for step in range(len(LENGTHS)):
+            recording.batch({}, {"token_loss": torch.from_numpy(losses(rank, step))})
+            recording.step()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_may_have_batches_of_different_lengths(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=trained_on_batches_of_unlike_length, args=(rank, port, tmp_path))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    recorded = trajectory.load(tmp_path)["token_loss"]
+    assert list(recorded["step"]) == [0, 1, 2, 3]
+    for row in recorded.itertuples():
+        whole = [losses(rank, row.step) for rank in range(2)]
+        assert row.mean == pytest.approx(np.nanmean(np.concatenate(whole)), rel=1e-6)
+        kept = [x[np.arange(30) * len(x) // 30] if len(x) > 30 else x for x in whole]
+        expected = np.nanquantile(np.concatenate(kept), [0.05, 0.25, 0.5, 0.75, 0.95])
+        found = [row.q05, row.q25, row.median, row.q75, row.q95]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["another shape", "gone", "one more", "another of its shape"])
+def test_a_module_that_changes_is_recorded_as_it_began_or_told_so(tmp_path, change):
+    first, second = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+    module = torch.nn.Sequential(first, second)
+    changed = {
+        "another shape": lambda: module.__setitem__(1, torch.nn.Linear(8, 5)),
+        "gone": lambda: module.__delitem__(0),
+        "one more": lambda: module.append(torch.nn.Linear(6, 6)),
+        "another of its shape": lambda: module.__setitem__(1, torch.nn.Linear(8, 6)),
+    }
+    refused = {"another shape": r"1 has shape \(5, 8\), and had \(6, 8\)", "gone": "is gone|has sh"}
+    told = pytest.raises(InputError, match=refused[change]) if change in refused else nullcontext()
+    with told, record(module, tmp_path, [WeightNorms(), Condensation()]) as recording:
+        recording.step()
+        changed[change]()
+        recording.step()
+    of_end = trajectory.load(tmp_path)["weight_norms"].query("step == 2").set_index("matrix")
+    assert list(of_end.index) == ([] if change in refused else ["0", "1"])
+    for name, row in of_end.iterrows():
+        weight = module[int(name)].weight.detach().numpy()
+        assert row["frobenius_norm"] == pytest.approx(np.linalg.norm(weight), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [WeightNorms(), [WeightNorms], [RunSummary()], [lightning.Callback()]]
+)
+def test_a_recording_takes_callbacks_that_record_and_is_begun(tmp_path, wrong):
+    with pytest.raises(InputError, match=r"a list of callbacks that record, such as .WeightNorms"):
+        record(torch.nn.Linear(2, 2), tmp_path, wrong)
+    recording = record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()])
+    with pytest.raises(InputError, match=r"has not begun: write `with record\(...\)"):
+        recording.step()
