@@ -17,6 +17,7 @@ from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.run import Run
 from lit_gamma.trajectory.table import Quantity
 
+_MOST = 2**24  # Values that torch takes the quantiles of.
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
@@ -24,8 +25,8 @@ class TokenLoss(BatchTrajectory):
     """Records the distribution of the per-token training loss, from the training forward itself.
 
     ``training_step`` returns ``token_loss``, or a function makes it from what ``training_step``
-    returns: detached, in nats, NaN where a label is ignored, at most 2^24 tokens per optimizer
-    step. The values at step t are the loss of W_t on the batch that made W_(t+1).
+    returns: detached, in nats, NaN where a label is ignored. The values at step t are the loss of
+    W_t on the batch that made W_(t+1).
 
     Several ranks may have batches of different lengths. The mean is over all tokens; quantiles are
     over as many of each rank, evenly spread, as the largest batch had when recording began.
@@ -91,6 +92,7 @@ class TokenLoss(BatchTrajectory):
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         loss = measured["token_loss"]
+        loss = loss[:, :: max(1, -(-loss.shape[1] // _MOST))]
         if not loss.shape[1]:
             loss = loss.new_full((len(loss), 1), math.nan)
         quantiles = torch.nanquantile(loss, _levels(loss.device), dim=1).unbind()

@@ -458,3 +458,12 @@ def test_a_recording_takes_callbacks_that_record_and_is_begun(tmp_path, wrong):
     recording = record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()])
     with pytest.raises(InputError, match=r"has not begun: write `with record\(...\)"):
         recording.step()
+
+
+def test_a_batch_of_no_token_or_of_more_than_torch_sorts_costs_no_run():
+    of_none = {"mean": torch.full((2,), torch.nan), "token_loss": torch.zeros(2, 0)}
+    assert all(values.isnan().all() for values in TokenLoss().settle(of_none).values())
+    many = torch.arange(2**24 + 100.0)[None] / 2**24
+    found = TokenLoss().settle({"mean": many.mean(1), "token_loss": many})
+    assert found["median"].item() == pytest.approx(0.5, rel=1e-4)
+    assert found["q95"].item() == pytest.approx(0.95, rel=1e-4)
