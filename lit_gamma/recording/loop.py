@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_gamma.errors import InputError
+from lit_gamma.files import parsed
 from lit_gamma.recording.callback import TrajectoryCallback
 from lit_gamma.recording.gradients import GradientTrajectory
 from lit_gamma.recording.run import Run
@@ -37,12 +38,16 @@ class Recording:
         self._begun = False
         self._seen_batch = self._seen_gradients = False
         if state is not None:
-            run.step = state["step"]
-            self._earlier_seconds = state["seconds"]
-            for callback in run.callbacks:
-                if callback.state_key in state["callbacks"]:
-                    callback.load_state_dict(state["callbacks"][callback.state_key])
-                    callback.file.refuse_another(run.folder)
+            with parsed("record: the state is not what Recording.state_dict() returned"):
+                self._continue(state)
+
+    def _continue(self, state: Mapping[str, Any]) -> None:
+        self.run.step = state["step"]
+        self._earlier_seconds = state["seconds"]
+        for callback in self.run.callbacks:
+            if callback.state_key in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.state_key])
+                callback.file.refuse_another(self.run.folder)
 
     def __enter__(self) -> Recording:
         self.run.begin()
@@ -227,7 +232,7 @@ def record(
 
     Raises:
         InputError: ``run_dir`` holds a record that the state does not continue, two callbacks
-            would write the same table, or one records nothing.
+            would write the same table, one records nothing, or the state is none.
     """
     folder = Path(run_dir)
     _refuse_others(callbacks)

@@ -455,6 +455,10 @@ def test_a_module_that_changes_is_recorded_as_it_began_or_told_so(tmp_path, chan
 def test_a_recording_takes_callbacks_that_record_and_is_begun(tmp_path, wrong):
     with pytest.raises(InputError, match=r"a list of callbacks that record, such as .WeightNorms"):
         record(torch.nn.Linear(2, 2), tmp_path, wrong)
+    with pytest.raises(
+        InputError, match=r"the state is not what Recording.state_dict\(\) returned"
+    ):
+        record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()], state={"model": {}})
     recording = record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()])
     with pytest.raises(InputError, match=r"has not begun: write `with record\(...\)"):
         recording.step()
