@@ -194,7 +194,9 @@ class ProbeLoss(TrajectoryCallback):
         self.flush()
         writer = self.run.writer
         if writer is not None and self.file.path is not None and self.file.path.is_file():
-            chart_classes(writer, self.group, read_batches(self.file.path), self._tokens["class"])
+            with self.run.optional(f"{self.name}: the chart of the classes"):
+                rows = read_batches(self.file.path)
+                chart_classes(writer, self.group, rows, self._tokens["class"])
 
     def _write_tokens(self) -> None:
         """Writes ``probe_tokens.arrow`` anew, with what is known by now."""
