@@ -5,8 +5,8 @@
 
 Reads ``runs/claims/<claim>/<preset>/claim.json`` of the largest preset that was run, smoke apart. A
 claim whose runs are elsewhere keeps what the page says of it; those that were never run come last.
-Beside the page go the claims' figures, and what the verdicts were made from: the runs' configs and
-summaries, packed.
+Beside the page go the claims' figures, and what the verdicts were made from, packed: the runs'
+configs and summaries, and the tables that the parts measure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ What papers say of small initialization, each as a command with criteria that we
 its runs were made (`configs/claims/`); how a verdict is made is in
 [training.md](training.md#claims). This page is written by `python benchmarks/claims.py` from the
 claims' folders, nothing by hand. What a verdict was made from, the configs and summaries of its
-runs, is packed beside it: unpacked in `runs/claims`, the same command makes the verdict again with
-`--jobs 0`, and what was not run yet with `--jobs 2`."""
+runs and the tables that it reads, is packed beside it: unpacked in `runs/claims`, the same command
+makes the verdict again with `--jobs 0`, and what was not run yet with `--jobs 2`."""
 
 
 NOT_RUN = "Its runs were not made yet"
@@ -87,7 +87,8 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
         picture = f"claims-{claim.name}.svg"
         shutil.copy(folder / "claim.svg", docs / picture)
         parts.append(f"![What the first part measures, over the grid]({picture})")
-    if packed := pack(folder, runs, docs / f"claims/{claim.name}-{folder.name}.tar.xz"):
+    archive = docs / f"claims/{claim.name}-{folder.name}.tar.xz"
+    if packed := pack(folder, runs, {*tables([part.asked for part in claim.parts])}, archive):
         parts.append(f"{OF_THE_RUNS}: [{packed.name}]({packed.relative_to(docs)})")
     return "\n\n".join(parts)
 
@@ -95,9 +96,19 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
 OF_THE_RUNS = "What the verdict was made from"
 
 
-def pack(folder: Path, runs: Path, to: Path) -> Path | None:
+def tables(asked: Any) -> Iterator[str]:
+    """The tables of the record that parts measure, by what they ask: not what summaries hold."""
+    if isinstance(asked, Mapping):
+        table = str(asked.get("measure", "val")).partition("/")[0]
+        yield from () if table == "val" else (table,)
+        asked = list(asked.values())
+    for of in asked if isinstance(asked, list) else ():
+        yield from tables(of)
+
+
+def pack(folder: Path, runs: Path, of_record: set[str], to: Path) -> Path | None:
     """Packs what a verdict is made from; None if the claim has no runs of its own."""
-    names = ("sweep.yaml", "config.yaml", "summary.json")
+    names = ("sweep.yaml", "config.yaml", "summary.json", *(f"{name}.arrow" for name in of_record))
     found = [path for name in names for path in folder.rglob(name)]
     if not found:
         return None
