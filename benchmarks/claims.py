@@ -15,11 +15,12 @@ import argparse
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_gamma.comparison.claim_file import Claim, ClaimSweep, read_claim
+from lit_gamma.comparison.claim_verdict import contrasts
 from lit_gamma.comparison.findings import number
 
 PRESETS = ("gpu", "cpu")
@@ -88,7 +89,7 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
         shutil.copy(folder / "claim.svg", docs / picture)
         parts.append(f"![What the first part measures, over the grid]({picture})")
     archive = docs / f"claims/{claim.name}-{folder.name}.tar.xz"
-    if packed := pack(folder, runs, {*tables([part.asked for part in claim.parts])}, archive):
+    if packed := pack(claim, folder, runs, archive):
         parts.append(f"{OF_THE_RUNS}: [{packed.name}]({packed.relative_to(docs)})")
     return "\n\n".join(parts)
 
@@ -96,19 +97,11 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
 OF_THE_RUNS = "What the verdict was made from"
 
 
-def tables(asked: Any) -> Iterator[str]:
-    """The tables of the record that parts measure, by what they ask: not what summaries hold."""
-    if isinstance(asked, Mapping):
-        table = str(asked.get("measure", "val")).partition("/")[0]
-        yield from () if table == "val" else (table,)
-        asked = list(asked.values())
-    for of in asked if isinstance(asked, list) else ():
-        yield from tables(of)
-
-
-def pack(folder: Path, runs: Path, of_record: set[str], to: Path) -> Path | None:
+def pack(claim: Claim, folder: Path, runs: Path, to: Path) -> Path | None:
     """Packs what a verdict is made from; None if the claim has no runs of its own."""
-    names = ("sweep.yaml", "config.yaml", "summary.json", *(f"{name}.arrow" for name in of_record))
+    asked = (str(of.get("measure")) for part in claim.parts for of in contrasts(part))
+    tables = {f"{measure.partition('/')[0]}.arrow" for measure in asked}  # Of val there is none.
+    names = ("sweep.yaml", "config.yaml", "summary.json", *tables)
     found = [path for name in names for path in folder.rglob(name)]
     if not found:
         return None

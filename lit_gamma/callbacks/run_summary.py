@@ -151,7 +151,8 @@ class RunSummary(Callback):
         self.folder = run.folder
         write_summary(run, self.summary)
         self._enter(trainer)
-        self._tell(trainer, self._session_end)
+        if self._session_end is not None:
+            self._tell(trainer, self._session_end)
         if self.report:
             _show(run)
 

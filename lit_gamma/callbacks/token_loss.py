@@ -17,7 +17,7 @@ from lit_gamma.recording.batches import BatchTrajectory
 from lit_gamma.recording.run import Run
 from lit_gamma.trajectory.table import Quantity
 
-_MOST = 2**24  # Values that torch takes the quantiles of.
+_SORTABLE = 2**24  # Values that torch takes the quantiles of.
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
@@ -58,7 +58,7 @@ class TokenLoss(BatchTrajectory):
 
     @override
     def start(self, run: Run) -> None:
-        self._most: int | None = None
+        self._per_rank: int | None = None
         super().start(run)
 
     @override
@@ -74,15 +74,15 @@ class TokenLoss(BatchTrajectory):
 
     def _of_all_ranks(self, loss: Tensor) -> dict[str, Tensor]:
         """Gathers equally many values of every rank: their number is agreed on once, and waits."""
-        if self._most is None:
+        if self._per_rank is None:
             most = torch.tensor(max(1, len(loss)), device=loss.device)
             dist.all_reduce(most, dist.ReduceOp.MAX)
-            self._most = int(most)
-        kept = loss
-        if len(loss) > self._most:
-            kept = loss[torch.arange(self._most, device=loss.device) * len(loss) // self._most]
+            self._per_rank = int(most)
+        n, kept = self._per_rank, loss
+        if len(loss) > n:
+            kept = loss[torch.arange(n, device=loss.device) * len(loss) // n]
         sums = torch.stack([loss.nansum(), (~loss.isnan()).sum().float()])
-        sent = F.pad(torch.cat([sums, kept]), (0, self._most - len(kept)), value=math.nan)
+        sent = F.pad(torch.cat([sums, kept]), (0, n - len(kept)), value=math.nan)
         parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, sent)
         gathered = torch.stack(parts)
@@ -92,7 +92,7 @@ class TokenLoss(BatchTrajectory):
     @override
     def settle(self, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         loss = measured["token_loss"]
-        loss = loss[:, :: max(1, -(-loss.shape[1] // _MOST))]
+        loss = loss[:, :: max(1, -(-loss.shape[1] // _SORTABLE))]
         if not loss.shape[1]:
             loss = loss.new_full((len(loss), 1), math.nan)
         quantiles = torch.nanquantile(loss, _levels(loss.device), dim=1).unbind()

@@ -61,7 +61,7 @@ def refuse_absent_settings(claim: Claim, sweeps: Sweeps) -> None:
         InputError: A part's ``where`` or ``than`` names one.
     """
     for part in claim.parts:
-        for of in _contrasts(part):
+        for of in contrasts(part):
             selected(sweeps[of["sweep"]], of.get("where") or {})
             selected(sweeps[of.get("than_sweep", of["sweep"])], of.get("than") or {})
 
@@ -111,7 +111,7 @@ def _outcome(part: Part, sweeps: Sweeps) -> Outcome:
 
 def _measured(part: Part, sweeps: Sweeps) -> Iterator[tuple[str, str, SweepRuns]]:
     """The sweeps that a part looks at with what it measures there, if runs have it."""
-    for of in _contrasts(part):
+    for of in contrasts(part):
         for name in (of[key] for key in ("sweep", "than_sweep") if of.get(key)):
             with suppress(InputError):  # The part's own outcome says why.
                 if "phase" in of:
@@ -121,7 +121,7 @@ def _measured(part: Part, sweeps: Sweeps) -> Iterator[tuple[str, str, SweepRuns]
                     yield name, of["measure"], with_measure(sweeps[name], of["measure"])
 
 
-def _contrasts(part: Part) -> list[Mapping[str, Any]]:
+def contrasts(part: Part) -> list[Mapping[str, Any]]:
     """What a part looks at: a setting of a sweep, or two."""
     nested = [part.asked[key] for key in ("gain", "over") if key in part.asked]
     return nested or [part.asked]

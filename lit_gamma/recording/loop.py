@@ -82,8 +82,9 @@ class Recording:
             clipped: Whether they are clipped already, so that what that took is not known.
 
         Raises:
-            InputError: There are none.
+            InputError: There are none, or nothing was begun.
         """
+        self._check_begun()
         self._seen_gradients = True
         seeing = [c for c in self.run.callbacks if isinstance(c, GradientTrajectory)]
         if seeing and all(p.grad is None for p in self.run.module.parameters()):

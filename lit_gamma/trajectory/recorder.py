@@ -221,9 +221,10 @@ class Recorder:
             self._stream = ArrowStream(self.path, kept[0].schema, kept)
         except OSError as error:
             self._note_hole(kept[0]["step"].to_numpy(), error)
-        for measured in map(self._layout.read, kept) if self._lines is not None else ():
-            now = dict.fromkeys(measured.steps.tolist(), time.time())
-            self._show(measured, now, again=True)
+        if self._lines is not None:
+            for measured in map(self._layout.read, kept):
+                now = dict.fromkeys(measured.steps.tolist(), time.time())
+                self._show(measured, now, again=True)
 
     def _show(
         self, measured: Measured, walltimes: Mapping[int, float], again: bool = False

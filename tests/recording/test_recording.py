@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from helpers.ranks import on_ranks
 from helpers.runs import Snapshots, fit, tiny_module
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -390,31 +387,15 @@ def losses(rank: int, step: int) -> np.ndarray:
     return generated.astype(np.float32)
 
 
-def trained_on_batches_of_unlike_length(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def trained_on_batches_of_unlike_length(rank: int, world: int, folder: Path) -> None:
     with record(torch.nn.Linear(2, 2), folder, [TokenLoss(), TokenLossProfile()]) as recording:
         for step in range(len(LENGTHS)):
             recording.batch({}, {"token_loss": torch.from_numpy(losses(rank, step))})
             recording.step()
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_ranks_may_have_batches_of_different_lengths(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=trained_on_batches_of_unlike_length, args=(rank, port, tmp_path))
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    on_ranks(2, trained_on_batches_of_unlike_length, tmp_path)
     recorded = trajectory.load(tmp_path)["token_loss"]
     assert list(recorded["step"]) == [0, 1, 2, 3]
     for row in recorded.itertuples():
@@ -460,8 +441,9 @@ def test_a_recording_takes_callbacks_that_record_and_is_begun(tmp_path, wrong):
     ):
         record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()], state={"model": {}})
     recording = record(torch.nn.Linear(2, 2), tmp_path, [WeightNorms()])
-    with pytest.raises(InputError, match=r"has not begun: write `with record\(...\)"):
-        recording.step()
+    for call in (lambda: recording.batch({}), recording.gradients, recording.step):
+        with pytest.raises(InputError, match=r"has not begun: write `with record\(...\)"):
+            call()
 
 
 def test_a_batch_of_no_token_or_of_more_than_torch_sorts_costs_no_run():

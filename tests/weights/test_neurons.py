@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-import traceback
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from helpers.ranks import on_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -190,56 +185,31 @@ def test_a_compiled_module_has_the_names_of_the_module():
     assert torch.equal(drawn, module.lm_head.weight)
 
 
-def sharded_against_whole(rank: int, world: int, port: int, failures) -> None:
+def sharded_against_whole(rank: int, world: int) -> None:
     """On one of several processes: draws and reads a sharded module with fused projections."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        whole, sharded = (nn.TransformerEncoderLayer(8, 2, 13) for _ in range(2))
-        for module in (whole, sharded):
-            module.extra = nn.ModuleDict({"experts": Experts(False), "c_fc": Conv1D(5, 7)})
-        torch.manual_seed(rank)  # the processes need not agree on the global generator
-        fully_shard(sharded, mesh=init_device_mesh("cpu", (world,)))
-        audits = [
-            gamma_init_(module, 0.9, generator=torch.Generator().manual_seed(3))
-            for module in (whole, sharded)
-        ]
-        assert audits[0] == audits[1]
-        for per_head in (False, True):
-            matrices = (list(neurons(module, per_head=per_head)) for module in (whole, sharded))
-            for expected, got in zip(*matrices, strict=True):
-                assert got.weight.shape == expected.weight.shape
-                full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
-                assert torch.equal(full, expected.weight), expected.name
-        if rank == 0:
-            # Names and shapes are asked for on rank 0 alone: no collective may hide in there.
-            assert [m.weight.shape for m in neurons(sharded)]
-        dist.barrier()
-    except BaseException:
-        failures.put(traceback.format_exc())
-        raise
-    finally:
-        dist.destroy_process_group()
+    whole, sharded = (nn.TransformerEncoderLayer(8, 2, 13) for _ in range(2))
+    for module in (whole, sharded):
+        module.extra = nn.ModuleDict({"experts": Experts(False), "c_fc": Conv1D(5, 7)})
+    torch.manual_seed(rank)  # the processes need not agree on the global generator
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (world,)))
+    audits = [
+        gamma_init_(module, 0.9, generator=torch.Generator().manual_seed(3))
+        for module in (whole, sharded)
+    ]
+    assert audits[0] == audits[1]
+    for per_head in (False, True):
+        matrices = (list(neurons(module, per_head=per_head)) for module in (whole, sharded))
+        for expected, got in zip(*matrices, strict=True):
+            assert got.weight.shape == expected.weight.shape
+            full = got.weight.full_tensor() if isinstance(got.weight, DTensor) else got.weight
+            assert torch.equal(full, expected.weight), expected.name
+    if rank == 0:
+        # Names and shapes are asked for on rank 0 alone: no collective may hide in there.
+        assert [m.weight.shape for m in neurons(sharded)]
 
 
 def test_sharded_weights_are_drawn_and_read_as_whole_ones():
-    context = multiprocessing.get_context("fork")
-    failures = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        context.Process(target=sharded_against_whole, args=(rank, 3, port, failures))
-        for rank in range(3)  # three shards of 8 rows are uneven
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    assert codes == [0, 0, 0], failures.get() if not failures.empty() else codes
+    on_ranks(3, sharded_against_whole)  # three shards of 8 rows are uneven
 
 
 @pytest.mark.parametrize("wrap", ["spectral norm", "pruning", "pruning twice"])

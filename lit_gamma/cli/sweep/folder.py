@@ -61,11 +61,12 @@ class SweepFolder:
             return
         with parsed(f"{kept} is damaged; give another --out"):
             before = yaml.load(kept.read_text(), yaml.CSafeLoader)
-            content(before)
-        if content(before) != content(base):
+            swept = content(before)
+        if swept != content(base):
             with suppress(InputError):  # Of an option that is no more: it differs then.
                 before = read(kept)
-        if content(before) != content(base):
+                swept = content(before)
+        if swept != content(base):
             apart = differing([flat(before), flat(base)])
             said = [f"{key} {old}, not {new}" for key, (old, new) in apart.items()]
             raise InputError(
