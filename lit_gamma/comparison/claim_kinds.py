@@ -57,7 +57,8 @@ class Outcome:
 def critical(sweeps: Sweeps, sweep: str, measure: str, where: Where | None = None) -> Outcome:
     """Does the measure become better at a γ inside of the grid?
 
-    Yes if there is a critical γ from below whose 95 % interval lies inside of the grid.
+    Yes if there is a critical γ from below whose 95 % interval lies inside of the grid; no if the
+    smallest γ is beyond it. A curve that is flat within the seeds' noise decides nothing.
     """
     found = _window(sweeps, sweep, measure, where)
     if isinstance(found, Outcome):
@@ -185,7 +186,8 @@ def _window(sweeps: Sweeps, sweep: str, measure: str, where: Where | None) -> Wi
     if isinstance(window, Window):
         return window
     takes = _what_a_test_takes([int(n) for n in line.n_runs])
-    return Outcome("undecided" if takes else "no", "critical γ", note=takes or f"none: {window}")
+    note = takes or f"none found: {window}; takes more seeds, or a wider grid"
+    return Outcome("undecided", "critical γ", note=note)
 
 
 def _what_a_test_takes(sizes: list[int]) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from lit_gamma import trajectory
 from lit_gamma.comparison.settings import differing, flat, setting
+from lit_gamma.comparison.sweep_table import summary_of
 from lit_gamma.errors import InputError
 from lit_gamma.files import parsed
 from lit_gamma.trajectory.arrow import schema_of
@@ -133,7 +134,7 @@ def load_run(run_dir: str | Path) -> Run:
     if not path.is_dir():
         raise InputError(f"{run_dir} is not a directory; give the directory of a run")
     records = sorted(path.glob("trajectory/*.arrow"))
-    config, summary = (_read(path / name) for name in ("config.yaml", "summary.json"))
+    config, summary = _config_of(path), summary_of(path)
     if not (records or summary):
         raise InputError(
             f"{run_dir} holds no trajectory/*.arrow and no summary.json; give the directory of a "
@@ -182,13 +183,12 @@ def _probe(path: Path) -> Probe | None:
     return Probe(steps.to_numpy(), losses.astype(np.float32), tokens)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _config_of(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
     if not path.is_file():
         return {}
     with parsed(f"{path} is damaged"):
-        text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    return found if isinstance(found, dict) else {}
+        return dict(yaml.safe_load(path.read_text()) or {})
 
 
 _ONE_OF = ("gamma", "model.init_std", "model.init_from")

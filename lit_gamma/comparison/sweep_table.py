@@ -39,7 +39,7 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
     if not path.is_file():
         return {}
-    with parsed(f"{path} is damaged; remove it, and its sweep goes on with the run"):
+    with parsed(f"{path} is damaged; remove it: reports do without, a sweep redoes the run"):
         return dict(json.loads(path.read_text()))
 
 

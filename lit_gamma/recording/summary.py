@@ -89,7 +89,7 @@ def _findings(run: Run) -> dict[str, str]:
     for callback in run.callbacks:
         with run.optional(f"{callback.name}: its record in words"):
             if sentence := callback.in_words():
-                found[callback.name] = sentence
+                found[callback.name] = str(sentence)
     return found
 
 
