@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from helpers.runs import ROOT
 
 from lit_gamma.cli.claim_runs import _planned
+from lit_gamma.comparison.claim_cells import _last
 from lit_gamma.comparison.claim_file import read_claim
 
 SMOKE = ["claim", "C4", "--preset=smoke", "--jobs=2"]
@@ -87,15 +90,42 @@ def test_bad_input_gives_one_message_before_anything_is_started(
     assert not Path("runs").exists()
 
 
+ON_A_CPU = [
+    *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"),
+    *("--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1", "--data.batch_size=2"),
+    *("--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--model.compile=false"),
+    *("--model.transformer.d_model=24", "--model.transformer.n_layers=1"),
+    "--model.optimizer.warmup_steps=1",
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C7", "D1"])
-def test_the_runs_of_a_card_can_be_planned(workspace, name):
-    Path("FILE.jsonl").write_text('{"text": "Is it? Answer: True"}\n')
+def test_the_runs_of_a_card_can_be_made_small(workspace, command_line, name):
+    lines = (f"Is {i} odd? Answer: {bool(i % 2)}" for i in range(8_000))
+    Path("FILE.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
     found = read_claim(Path(f"configs/claims/{name}.yaml"))
-    sweep = list(found.presets["gpu"].values())[-1]
+    label, sweep = list(found.presets["gpu"].items())[-1]
     one = replace(sweep, seeds=1, grid={key: values[:1] for key, values in sweep.grid.items()})
     planned = _planned(found, one, dict.fromkeys(found.needs, "FILE.jsonl"), Path("runs/x"))
-    assert len(planned.folder.runs) == 1
+    (run,) = planned.folder.runs
+    of_text = ["--data.context_length=32", "--data.tokenizer=bytes"] if found.needs else []
+    command_line("fit", *run.arguments, *ON_A_CPU, *of_text)
+    made = Path("runs/x", run.name)
+    metrics = json.loads((made / "summary.json").read_text())["metrics"]
+    measures = set().union(*(_measures(part.asked, label) for part in found.parts))
+    assert measures
+    for measure in measures:
+        assert measure in metrics or math.isfinite(_last(made, *measure.split("/")))
+
+
+def _measures(asked, sweep: str) -> set[str]:
+    """What a part of a claim measures of a sweep."""
+    if not isinstance(asked, Mapping):
+        return set()
+    of_it = "measure" in asked and sweep in (asked.get("sweep"), asked.get("than_sweep"))
+    within = (_measures(value, sweep) for value in asked.values())
+    return ({asked["measure"]} if of_it else set()).union(*within)
 
 
 def test_without_a_name_the_claims_are_listed(workspace, command_line, capsys):
