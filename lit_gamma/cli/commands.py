@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lit_gamma import trained
+from lit_gamma.data.documents import checked
 from lit_gamma.errors import InputError
 from lit_gamma.files import replacing
 from lit_gamma.model.llama import is_llama
@@ -48,6 +49,7 @@ def generate(
     """
     if min(n_tokens, n_samples) < 1:
         raise InputError(f"--n_tokens {n_tokens} and --n_samples {n_samples} must be at least 1")
+    checked(prompt, "generate", "--prompt")
     sampling = Sampling(temperature, top_k, top_p)
     where = _device(device)
     source = trained.load(ckpt)

@@ -242,8 +242,8 @@ def _text_file(file: str) -> Iterator[Piece]:
 def _field(line: str, where: str, field: str) -> str:
     """The text in a line of JSON."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line.removeprefix("\ufeff"))  # The mark that some files begin with.
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as json: {error}") from error
     if not isinstance(row, dict) or field not in row:
         has = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {line[:40]}"
@@ -280,7 +280,14 @@ def _column(rows: datasets.IterableDataset, field: str) -> Iterator[Any]:
 
 
 def checked(value: Any, where: str, field: str) -> str:
-    """A row's text; an InputError that names the row if it is none."""
+    """A row's text; an InputError that names the row if it is none, or nothing UTF-8 can hold."""
     if not isinstance(value, str):
-        raise InputError(f"{where}: {field!r} is no text: {value!r}")
+        raise InputError(f"{where}: {field!r} is no text: {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise InputError(
+            f"{where}: {field!r} is no text: it holds {half!r}, half of a character"
+        ) from error
     return value

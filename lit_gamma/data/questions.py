@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gamma.data.documents import checked
 from lit_gamma.data.tokenizers import Tokenizer
 from lit_gamma.errors import InputError
 
@@ -45,10 +46,14 @@ def read_questions(file: str | Path, answers: Sequence[str] = ()) -> list[Questi
             is what stands before. Without them the file is of questions.
 
     Raises:
-        InputError: The file cannot be read, holds no question, or a line is none.
+        InputError: The file cannot be read, holds no question, or a line is none; a single answer.
     """
+    if answers and len(set(answers)) < 2:
+        raise InputError(
+            f"{file}: answers must name all that there are, two at least, got {list(answers)}"
+        )
     try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error}"
         raise InputError(f"{file} cannot be read as JSONL: {reason}") from error
@@ -66,7 +71,7 @@ def read_questions(file: str | Path, answers: Sequence[str] = ()) -> list[Questi
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: {line[:40]} is no object with fields")
@@ -81,6 +86,7 @@ def _of_fields(row: dict[str, Any], where: str, _: tuple[str, ...]) -> Question:
     for name, text in [*texts.items(), *(("wrong", text) for text in wrong)]:
         if not isinstance(text, str) or not (text or name == "prompt"):
             raise InputError(f"{where}: {name!r} must be a text, and an answer not empty: {text!r}")
+        checked(text, where, name)
     if row["answer"] in wrong:
         raise InputError(f"{where}: the answer {row['answer']!r} is among the wrong ones")
     return Question(row["prompt"], row["answer"], tuple(wrong))
@@ -90,7 +96,7 @@ def _of_document(row: dict[str, Any], where: str, answers: tuple[str, ...]) -> Q
     text = row.get("text")
     if not isinstance(text, str):
         raise InputError(f"{where}: 'text' must be a text, got {text!r}")
-    text = text.rstrip()
+    text = checked(text, where, "text").rstrip()
     given = max((a for a in answers if text.endswith(a)), key=len, default=None)
     if given is None or not text.removesuffix(given).strip():
         raise InputError(

@@ -173,6 +173,9 @@ def test_spaces_before_an_answer_are_its_own_and_a_text_begins_with_end_of_text(
         ('{"prompt": "a", "answer": "b", "wrong": ["b"]}', (), "'b' is among the wrong ones"),
         ('{"text": "It is so: perhaps"}', ("yes", "no"), "line 2: .* 'yes' or 'no': .*perhaps"),
         ('{"prompt": "a"}', ("yes", "no"), "line 2: 'text' must be a text, got None"),
+        ('{"text": "It is so: yes"}', ("yes", "yes"), r"answers must name .* two at least, got \["),
+        ('{"prompt": "\\ud800", "answer": "b", "wrong": ["c"]}', (), "line 2: 'prompt' is no text"),
+        ('{"text": "\\ud800 yes"}', ("yes", "no"), "line 2: 'text' is no text"),
         ("", (), "holds no question"),
     ],
 )

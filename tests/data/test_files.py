@@ -116,12 +116,13 @@ def test_a_resume_in_the_middle_of_a_batch_is_refused():
 def test_what_looks_like_a_date_or_a_number_stays_the_text_it_is(tmp_path):
     texts = ["2024-05-01T10:00", "2024-05-02", "1e5", "true", "\u2028\u0085|", " x "] * 30
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n\n" for t in texts))
+    lines = (json.dumps({"text": t}, ensure_ascii=False) + "\n\n" for t in texts)
+    file.write_text("".join(lines), encoding="utf-8-sig")  # With a byte-order mark, as on Windows.
     assert [text for text, _ in LocalDocuments(str(file), "text", "files")] == texts
     assert [row["text"] for row in LocalDocuments(str(file), "text", "files").stream()] == texts
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, ["a"], 3, 2.5, True, None])
+@pytest.mark.parametrize("value", [{"a": 1}, ["a"], 3, 2.5, True, None, "\ud800"])
 def test_a_row_that_is_no_text_is_refused_wherever_it_comes(tmp_path, value):
     rows = [{"text": "some words"}] * 300 + [{"text": value}] + [{"text": "more"}] * 300
     file = tmp_path / "a.jsonl"

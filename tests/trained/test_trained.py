@@ -206,6 +206,8 @@ def test_what_cannot_be_read_or_has_no_text_is_refused(workspace, command_line, 
     last = "--ckpt=runs/anchor/gamma0.8-seed1/checkpoints/last.ckpt"
     assert "no tokenizer" in refused("generate", last)
     assert "top_p" in refused("generate", last, "--top_p=2")
+    not_utf8 = refused("generate", last, "--prompt=a\udcff")  # As Python reads the byte 0xff.
+    assert "'--prompt' is no text: it holds '\\udcff'" in not_utf8
     assert "--device nowhere" in refused("perplexity", last, "--data_files=x", "--device=nowhere")
     assert "promt" in refused("generate", last, "--promt=x")
     command_line("export", last, "--out=out")
