@@ -16,7 +16,7 @@ import yaml
 from lit_gamma import trajectory
 from lit_gamma.comparison.best_rate import at_best_rate
 from lit_gamma.comparison.findings import readable
-from lit_gamma.comparison.sweep_runs import SweepRuns
+from lit_gamma.comparison.sweep_runs import SweepRuns, lower_is_better
 from lit_gamma.errors import InputError
 
 Sweeps = Mapping[str, SweepRuns]
@@ -116,6 +116,14 @@ def chosen(sweep: SweepRuns, where: Where, measure: str, keep: tuple[str, ...] =
         return replace(found, table=found.ended)
     best, _ = at_best_rate(found, measure, over=is_open)
     return replace(found, table=best)
+
+
+def at_lowest_loss(sweep: SweepRuns, where: Where) -> SweepRuns:
+    """The runs of a setting; what that leaves open is taken where the first loss is lowest."""
+    losses = [name for name in sweep.measures if lower_is_better(name)]
+    if not losses:
+        raise InputError(f"no run in {sweep.folder} has a validation loss")
+    return chosen(sweep, where, losses[0])
 
 
 def by_seed(sweep: SweepRuns, where: Where, measure: str) -> pd.Series:

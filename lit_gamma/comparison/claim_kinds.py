@@ -15,6 +15,7 @@ import pandas as pd
 from lit_gamma.comparison.claim_cells import (
     Sweeps,
     Where,
+    at_lowest_loss,
     by_seed,
     chosen,
     phase_name,
@@ -161,10 +162,7 @@ def tokens(
     What is compared: the gain in loss on these tokens, less that over all tokens if there is one;
     paired over seeds, see :func:`~lit_gamma.comparison.claim_tokens.context_gains`.
     """
-    losses = [name for name in sweeps[sweep].measures if lower_is_better(name)]
-    if not losses:
-        raise InputError(f"no run in {sweeps[sweep].folder} has a validation loss")
-    here, there = (chosen(sweeps[sweep], setting, losses[0]) for setting in (where, than))
+    here, there = (at_lowest_loss(sweeps[sweep], setting) for setting in (where, than))
     gains = context_gains(here, there, tokens, classes, at == "equal_loss")
     return _above(gains, 0.0, f"gain on these tokens beyond that over all, {at.replace('_', ' ')}")
 

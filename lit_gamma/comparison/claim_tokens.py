@@ -9,8 +9,12 @@ import pandas as pd
 
 from lit_gamma.comparison.alignment import Comparison, aligned
 from lit_gamma.comparison.bootstrap import Floats
+from lit_gamma.comparison.charts import Chart
+from lit_gamma.comparison.findings import readable
 from lit_gamma.comparison.runs import Runs, load_run
+from lit_gamma.comparison.svg import Line, panel
 from lit_gamma.comparison.sweep_runs import SweepRuns
+from lit_gamma.comparison.sweep_view import MeasureView, said_of, short
 from lit_gamma.errors import InputError
 
 
@@ -38,24 +42,56 @@ def context_gains(
     Raises:
         InputError: The runs followed no tokens, or none of such a class.
     """
-    seeds = sorted({*here.table["seed"]} & {*there.table["seed"]})
-    runs = [
-        load_run(Path(of.folder, of.table.set_index("seed")["run"][seed]))
-        for of in (there, here)
-        for seed in seeds
-    ]
-    n = len(seeds)
-    if not n:
-        raise InputError("no seed has ended in both settings")
-    groups = {"there": list(range(n)), "here": list(range(n, 2 * n))}
-    comparison = aligned(Runs(runs, groups))
+    comparison, seeds = _compared(here, there)
     inside = _inside(comparison, tokens, classes)
     gains = [
         _gain(comparison, inside, before, after, equal_loss)
-        for before, after in zip(groups["there"], groups["here"], strict=True)
+        for before, after in zip(*comparison.groups.values(), strict=True)
     ]
     by_seed: pd.Series = pd.Series(gains, seeds, dtype=float)
     return by_seed
+
+
+def token_view(here: SweepRuns, there: SweepRuns, tokens: str, classes: str) -> MeasureView:
+    """Shows the loss over the steps, on a class of tokens and over all of them; see above."""
+    comparison, _ = _compared(here, there)
+    inside = _inside(comparison, tokens, classes)
+    keys = tuple(enumerate(comparison.groups))
+    charts, cells = [], []
+    for what, share in ((readable(tokens), inside), ("all", np.ones_like(inside))):
+        losses = comparison.losses @ share / share.sum()
+        by_setting = [losses[runs] for runs in comparison.groups.values()]
+        lines = [
+            Line(g, comparison.steps, of.mean(0), of.min(0), of.max(0))
+            for g, of in enumerate(by_setting)
+        ]
+        charts.append(Chart(f"{what}: {int(share.sum()):,} tokens", panel(lines), _SEEN, keys))
+        cells += [
+            {"view": f"{what} tokens, {name}", "n_runs": len(of), "value": of[:, -1].mean(),
+             "low": of[:, -1].min(), "high": of[:, -1].max()}
+            for name, of in zip(comparison.groups, by_setting, strict=True)
+        ]  # fmt: skip
+    measure = f"loss on {readable(tokens)} tokens, by {readable(classes)}"
+    return MeasureView(measure, charts, [], pd.DataFrame(cells).assign(measure=measure), [])
+
+
+_SEEN = "Nats per token, mean and range over the seeds of both settings."
+
+
+def _compared(here: SweepRuns, there: SweepRuns) -> tuple[Comparison, list[int]]:
+    """The runs of the seeds that both have, ``there`` first, as groups named by what differs."""
+    seeds = sorted({*here.table["seed"]} & {*there.table["seed"]})
+    if not seeds:
+        raise InputError("no seed has ended in both settings")
+    both = [of.table.set_index("seed").loc[seeds] for of in (there, here)]
+    runs = [load_run(Path(here.folder, run)) for of in both for run in of["run"]]
+    apart = [key for key in here.keys if not both[0][key].equals(both[1][key])]
+    if not apart:
+        raise InputError("both settings are the same")
+    names = [", ".join(f"{short(k)} {said_of(of[k].iloc[0])}" for k in apart) for of in both]
+    n = len(seeds)
+    groups = {names[0]: list(range(n)), names[1]: list(range(n, 2 * n))}
+    return aligned(Runs(runs, groups)), seeds
 
 
 def _inside(comparison: Comparison, tokens: str, classes: str) -> Floats:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_gamma.comparison.claim_cells import Sweeps, phase_name, selected, with_measure, with_phase
+from lit_gamma.comparison.claim_cells import (
+    Sweeps,
+    at_lowest_loss,
+    phase_name,
+    selected,
+    with_measure,
+    with_phase,
+)
 from lit_gamma.comparison.claim_file import Claim, Part
 from lit_gamma.comparison.claim_kinds import KINDS, Outcome
+from lit_gamma.comparison.claim_tokens import token_view
 from lit_gamma.comparison.findings import number
 from lit_gamma.comparison.sweep_runs import SweepRuns
 from lit_gamma.comparison.sweep_view import MeasureView, view_of
@@ -92,14 +100,32 @@ def in_words(outcome: Outcome) -> str:
 
 def shown(judged: Judged) -> dict[str, tuple[SweepRuns, list[MeasureView]]]:
     """The sweeps, each with views of what the parts measure in it."""
-    asked: dict[str, dict[str, SweepRuns]] = {name: {} for name in judged.sweeps}
+    asked: dict[str, dict[Hashable, Mapping[str, Any]]] = {name: {} for name in judged.sweeps}
     for part in judged.claim.parts:
-        for name, measure, sweep in _measured(part, judged.sweeps):
-            asked[name][measure] = sweep
-    return {
-        name: (judged.sweeps[name], [view_of(sweep, measure) for measure, sweep in of.items()])
-        for name, of in asked.items()
-    }
+        for of in contrasts(part):
+            for name in (of[key] for key in ("sweep", "than_sweep") if of.get(key)):
+                asked[name].setdefault(tuple(map(of.get, _MEASURED)), of)
+    found: dict[str, tuple[SweepRuns, list[MeasureView]]] = {}
+    for name, contrasted in asked.items():
+        found[name] = judged.sweeps[name], []
+        for of in contrasted.values():
+            with suppress(InputError):  # The part's own outcome says why.
+                found[name][1].append(_view(judged.sweeps[name], of))
+    return found
+
+
+_MEASURED = ("measure", "role", "quantity", "phase", "tokens", "classes")
+"""The keys of a part that say what is measured."""
+
+
+def _view(sweep: SweepRuns, of: Mapping[str, Any]) -> MeasureView:
+    if "phase" in of:
+        seen = of["role"], of["quantity"], of["phase"]
+        return view_of(with_phase(sweep, *seen), phase_name(*seen))
+    if "tokens" in of:
+        here, there = (at_lowest_loss(sweep, of[key]) for key in ("where", "than"))
+        return token_view(here, there, of["tokens"], of["classes"])
+    return view_of(with_measure(sweep, of["measure"]), of["measure"])
 
 
 def _outcome(part: Part, sweeps: Sweeps) -> Outcome:
@@ -107,18 +133,6 @@ def _outcome(part: Part, sweeps: Sweeps) -> Outcome:
         return KINDS[part.kind](sweeps, **part.asked)
     except InputError as reason:
         return Outcome("undecided", "nothing measured", note=str(reason))
-
-
-def _measured(part: Part, sweeps: Sweeps) -> Iterator[tuple[str, str, SweepRuns]]:
-    """The sweeps that a part looks at with what it measures there, if runs have it."""
-    for of in contrasts(part):
-        for name in (of[key] for key in ("sweep", "than_sweep") if of.get(key)):
-            with suppress(InputError):  # The part's own outcome says why.
-                if "phase" in of:
-                    seen = of["role"], of["quantity"], of["phase"]
-                    yield name, phase_name(*seen), with_phase(sweeps[name], *seen)
-                elif "measure" in of:
-                    yield name, of["measure"], with_measure(sweeps[name], of["measure"])
 
 
 def contrasts(part: Part) -> list[Mapping[str, Any]]:

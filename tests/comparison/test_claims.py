@@ -18,7 +18,7 @@ from lit_gamma.comparison import claim_kinds as kinds
 from lit_gamma.comparison.claim_cells import by_seed, selected
 from lit_gamma.comparison.claim_file import read_claim
 from lit_gamma.comparison.claim_page import write_claim
-from lit_gamma.comparison.claim_tokens import _at, context_gains
+from lit_gamma.comparison.claim_tokens import _at, context_gains, token_view
 from lit_gamma.comparison.claim_verdict import judge, refuse_absent_settings
 from lit_gamma.comparison.small_samples import (
     mean_interval,
@@ -225,6 +225,18 @@ def test_tokens_and_last_records_are_those_of_the_runs(runs):
     assert not inside.all()
     with pytest.raises(InputError, match="no token of the probe is odd"):
         context_gains(here, there, "odd", "class", equal_loss=True)
+    with pytest.raises(InputError, match="both settings are the same"):
+        context_gains(here, here, name, "class", equal_loss=True)
+
+    view = token_view(here, there, name, "class")
+    assert [chart.keys for chart in view.charts] == [((0, "γ 0.5"), (1, "γ 1"))] * 2
+    assert f"{inside.sum():,} tokens" in view.charts[0].title
+    last = [losses[-1].astype(float) for losses in (before, after)]
+    np.testing.assert_allclose(
+        view.cells["value"],
+        [*(of[inside].mean() for of in last), *(of.mean() for of in last)],
+        atol=1e-6,
+    )
 
     measure = "effective_rank/effective_rank_over_null"
     table = trajectory.load(runs["b"])["effective_rank"]
