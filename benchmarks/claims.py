@@ -87,7 +87,7 @@ def section(claim: Claim, claims: dict[str, Claim], runs: Path, docs: Path) -> s
     if (folder / "claim.svg").is_file():
         picture = f"claims-{claim.name}.svg"
         shutil.copy(folder / "claim.svg", docs / picture)
-        parts.append(f"![What the first part measures, over the grid]({picture})")
+        parts.append(f"![What the first part measures]({picture})")
     archive = docs / f"claims/{claim.name}-{folder.name}.tar.xz"
     if packed := pack(claim, folder, runs, archive):
         parts.append(f"{OF_THE_RUNS}: [{packed.name}]({packed.relative_to(docs)})")
