@@ -14,7 +14,7 @@ from lit_gamma.comparison.findings import readable
 from lit_gamma.comparison.runs import Runs, load_run
 from lit_gamma.comparison.svg import Line, panel
 from lit_gamma.comparison.sweep_runs import SweepRuns
-from lit_gamma.comparison.sweep_view import MeasureView, said_of, short
+from lit_gamma.comparison.sweep_view import MeasureView, named
 from lit_gamma.errors import InputError
 
 
@@ -88,7 +88,7 @@ def _compared(here: SweepRuns, there: SweepRuns) -> tuple[Comparison, list[int]]
     apart = [key for key in here.keys if not both[0][key].equals(both[1][key])]
     if not apart:
         raise InputError("both settings are the same")
-    names = [", ".join(f"{short(k)} {said_of(of[k].iloc[0])}" for k in apart) for of in both]
+    names = [named(apart, tuple(of[apart].iloc[0])) for of in both]
     n = len(seeds)
     groups = {names[0]: list(range(n)), names[1]: list(range(n, 2 * n))}
     return aligned(Runs(runs, groups)), seeds

@@ -106,10 +106,11 @@ def _lines(of: Cells) -> list[tuple[str, Cells]]:
     if not others:
         return [("", drawn)]
     groups = drawn.at.groupby(others, sort=False, dropna=False).indices
-    return [(_named(others, at), drawn.of(list(places))) for at, places in groups.items()]
+    return [(named(others, at), drawn.of(list(places))) for at, places in groups.items()]
 
 
-def _named(keys: list[str], at: Any) -> str:
+def named(keys: list[str], at: Any) -> str:
+    """A setting: the keys with their values, in a tuple if there are several."""
     values = at if isinstance(at, tuple) else (at,)
     return ", ".join(f"{short(k)} {said_of(v)}" for k, v in zip(keys, values, strict=True))
 
@@ -151,7 +152,7 @@ def _maps(keys: list[str], by_view: dict[str, Cells]) -> Iterator[Chart]:
         groups = of.at.groupby(rest, sort=False, dropna=False).indices if rest else {(): None}
         for at, places in groups.items():
             shown = of if places is None else of.of(list(places))
-            where = [_named(rest, at)] if rest else []
+            where = [named(rest, at)] if rest else []
             note = ", ".join([*where, *([view] if view == BEST else [])])
             yield Chart(f"γ × {short(key)}", _map(shown, key), _MAP_SEEN, note=note)
 

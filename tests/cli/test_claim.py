@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from helpers.runs import ROOT
 from lit_gamma.cli.claim_runs import _planned
 from lit_gamma.comparison.claim_cells import _last
 from lit_gamma.comparison.claim_file import read_claim
+from lit_gamma.comparison.claim_verdict import contrasts
 
 SMOKE = ["claim", "C4", "--preset=smoke", "--jobs=2"]
 HERE = Path("runs/claims/C4/smoke")
@@ -113,19 +113,11 @@ def test_the_runs_of_a_card_can_be_made_small(workspace, command_line, name):
     command_line("fit", *run.arguments, *ON_A_CPU, *of_text)
     made = Path("runs/x", run.name)
     metrics = json.loads((made / "summary.json").read_text())["metrics"]
-    measures = set().union(*(_measures(part.asked, label) for part in found.parts))
+    asked = (of for part in found.parts for of in contrasts(part) if "measure" in of)
+    measures = {of["measure"] for of in asked if label in (of["sweep"], of.get("than_sweep"))}
     assert measures
     for measure in measures:
         assert measure in metrics or math.isfinite(_last(made, *measure.split("/")))
-
-
-def _measures(asked, sweep: str) -> set[str]:
-    """What a part of a claim measures of a sweep."""
-    if not isinstance(asked, Mapping):
-        return set()
-    of_it = "measure" in asked and sweep in (asked.get("sweep"), asked.get("than_sweep"))
-    within = (_measures(value, sweep) for value in asked.values())
-    return ({asked["measure"]} if of_it else set()).union(*within)
 
 
 def test_without_a_name_the_claims_are_listed(workspace, command_line, capsys):
