@@ -175,10 +175,16 @@ def _in_one_line(message: Warning | str, *where: object) -> str:
     return clear + wrapped(f"warning: {message}", sys.stderr) + "\n"
 
 
+_HOW_TO_REFER = (
+    "; ${KEY} takes a whole key, and is written in a config file, there under all of its own key "
+    "(data: {init_args: {seed: ...}}, not data: {seed: ...})"
+)
+
+
 def _what_the_user_did(error: BaseException) -> str | None:
     """The message for an error that bad input caused; None for a fault of the program."""
     from jsonargparse import ArgumentError
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     from lit_gamma.cli.parser_messages import condensed
 
@@ -188,7 +194,9 @@ def _what_the_user_did(error: BaseException) -> str | None:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException):
-        return f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
+        said = f"config: {str(error).strip().splitlines()[0]} (at {error.full_key})"
+        absent = isinstance(error, InterpolationKeyError)
+        return f"{said}{_HOW_TO_REFER if absent else ''}"
     if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         return f"{error.filename or 'disk'}: {error.strerror}"
     if _raised_by_lightning(error):

@@ -271,6 +271,11 @@ BROKEN = "raise RuntimeError('oh')\n"
             {"x.yaml": "model: {gamma: '${no.such}'}"},
             r"no\.such.*model\.gamma",
         ),
+        (
+            ["--config=x.yaml"],
+            {"x.yaml": "extends: configs/anchor.yaml\ndata: {n_val: '${seed_everything}'}"},
+            r"seed_everything' not found .* in a config file, there under all of its own key",
+        ),
         (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${oc.env:UNSET_A}'}"}, r"UNSET_A"),
         (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${who:1}'}"}, r"interpolation type who"),
         (["--config=x.yaml"], {"x.yaml": "trainer: [1]"}, r"trainer must hold keys.*\[1\]"),
