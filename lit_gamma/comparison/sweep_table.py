@@ -29,6 +29,18 @@ _TOLD_ELSEWHERE = (
     "validations",
 )
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "seed": (int, type(None)),
+    "steps": int,
+    "seconds": (int, float),
+    "measured_at": (int, type(None)),
+    "overhead": (dict, type(None)),
+    **dict.fromkeys(("metrics", "findings", "phases", "validations"), dict),
+    "in_words": list,
+}
+"""What the keys of a summary hold; an older one may lack some."""
+
 
 def summary_of(run_dir: Path) -> dict[str, Any]:
     """What a run's ``summary.json`` holds; empty if it has none.
@@ -40,7 +52,11 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with parsed(f"{path} is damaged; remove it: reports do without, a sweep redoes the run"):
-        return dict(json.loads(path.read_text()))
+        summary = dict(json.loads(path.read_text()))
+        for key, kind in _KINDS.items():
+            if key in summary and not isinstance(summary[key], kind):
+                raise TypeError(f"{key} is {summary[key]!r}")
+        return summary
 
 
 def has_ended(summary: Mapping[str, Any], max_steps: int) -> bool:

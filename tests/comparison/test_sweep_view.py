@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from lit_gamma import InputError
 from lit_gamma.comparison.best_rate import at_best_rate
 from lit_gamma.comparison.critical import critical, flatness, window
 from lit_gamma.comparison.sweep_runs import GAMMA, RATE, cells, load_sweep
-from lit_gamma.comparison.sweep_table import row, runs_of, write_table
+from lit_gamma.comparison.sweep_table import row, runs_of, summary_of, write_table
 from lit_gamma.comparison.sweep_view import BEST, views
 
 UNSEEN, LOSS = "val/unseen/accuracy", "val/seen/loss"
@@ -168,3 +169,19 @@ def test_a_sweep_without_a_finished_run_or_table_is_refused(tmp_path):
     for read in (load_sweep, runs_of):
         with pytest.raises(InputError, match=r"sweep\.arrow is damaged; the sweep's own command"):
             read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "key", ["status", "seed", "steps", "seconds", "metrics", "measured_at", "overhead", "phases"]
+)
+def test_a_summary_whose_values_are_of_another_kind_is_named_as_damaged(tmp_path, key):
+    whole = {
+        "status": "finished", "seed": None, "steps": 3, "seconds": 2, "metrics": {},
+        "measured_at": None, "overhead": None, "in_words": [],
+    }  # fmt: skip
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps(whole))
+    assert summary_of(tmp_path) == whole
+    file.write_text(json.dumps({**whole, key: ["x"]}))
+    with pytest.raises(InputError, match=rf"summary\.json is damaged; .*{key} is \['x'\]"):
+        summary_of(tmp_path)
