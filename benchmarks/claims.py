@@ -49,8 +49,8 @@ its runs were made (`configs/claims/`); how a verdict is made is in
 [training.md](training.md#claims). This page is written by `python benchmarks/claims.py` from the
 claims' folders, nothing by hand. What a verdict was made from, the configs and summaries of its
 runs and the tables that it reads, is packed beside it: unpacked in `runs/claims`, the same command
-makes the verdict again with `--jobs 0`, and what was not run yet with `--jobs 2`. The losses of single
-tokens, which C6 reads, are too large for that: C1's command makes them again."""
+makes the verdict again with `--jobs 0`, and what was not run yet with `--jobs 2`. The losses of
+single tokens, which C6 reads, are too large for that: C1's command makes them again."""
 
 
 NOT_RUN = "Its runs were not made yet"

@@ -21,6 +21,11 @@ settings.register_profile("untimed", deadline=None)  # No test depends on how fa
 settings.load_profile("untimed")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take the files by name: by number of tests, the few long ones would come last."""
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
