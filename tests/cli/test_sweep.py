@@ -18,9 +18,12 @@ import pyarrow as pa
 import pytest
 from helpers.runs import ROOT, TINY
 
+from lit_gamma.cli.lightning_cli import command_line as read_command
 from lit_gamma.cli.sweep import pool
 from lit_gamma.cli.sweep.display import last_line, share_done
 from lit_gamma.cli.sweep.grid import axes, cells, name_of
+from lit_gamma.cli.sweep.plan import FitConfigs, plan
+from lit_gamma.cli.sweep.planned import content
 from lit_gamma.comparison.sweep_table import has_ended, row, write_table
 
 SWEEP = ["sweep", *TINY, "--trainer.max_steps=20", "--out=runs/s"]
@@ -82,6 +85,31 @@ def test_bad_input_gives_one_message_before_anything_is_started(
         command_line(*SWEEP, *arguments)
     assert "\n" not in str(exit_.value.code)
     assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("written", "axis"),
+    [
+        ({}, {"model.gamma": ["0.3", "0.8"]}),
+        ({"model": {"optimizer": {"warmup_steps": "${seed_everything}"}}}, {}),
+        ({"model": {"optimizer": {"weight_decay": "${seed_everything}"}}}, {}),  # 40.0
+        ({"trainer": {"profiler": "seed ${seed_everything}"}}, {}),
+        ({}, {"data.seed": ["40"]}),
+        ({}, {"model.optimizer.warmup_steps": ["${fit.seed_everything}", "43"]}),
+    ],
+)
+def test_each_run_is_planned_as_its_arguments_read(workspace, written, axis):
+    Path("c.yaml").write_text(json.dumps({"extends": "configs/anchor.yaml", **written}))
+    shared = ["--config=c.yaml", *TINY[1:], "--seed_everything=40"]
+    fits = read_command(FitConfigs, ["fit", *shared])
+    runs = plan(fits, shared, axis, n_seeds=3, out=Path("runs/s"))
+    assert sorted({run.seed for run in runs}) == [40, 41, 42]
+    for run in runs:
+        read = fits.read(run.arguments)
+        assert run.content == content(read)
+        assert read["seed_everything"] == run.seed
+        assert read["trainer"]["logger"]["init_args"]["version"] == run.name
 
 
 @pytest.mark.slow

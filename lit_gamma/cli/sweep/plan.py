@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lit_gamma.cli.lightning_cli import LitGammaCLI
 from lit_gamma.cli.nearest import nearest_key
 from lit_gamma.cli.sweep.grid import cells, name_of
 from lit_gamma.cli.sweep.planned import Config, PlannedRun, content
+from lit_gamma.cli.sweep.seeds import Place, at_seed, places_of_seed
 from lit_gamma.comparison.settings import flat
 from lit_gamma.errors import InputError
 from lit_gamma.model.language_model import LanguageModel
@@ -102,42 +104,74 @@ def plan(
         if not _has(fits.base, key):
             known = {*flat(fits.base)}
             raise InputError(f"--grid {key}: the config has no such key{nearest_key(key, known)}")
-    first = fits.base["seed_everything"]
-    seeds = range(int(first), int(first) + n_seeds)
-    runs: dict[str, PlannedRun] = {}
-    for seed in seeds:
-        for cell in cells(grid):
-            run = _planned(fits, shared, cell, seed, out)
-            if seed == seeds[0]:
-                fits.check()
-            if run.content in runs:
-                other = runs[run.content].name
-                raise InputError(f"--grid: {run.name} and {other} are one and the same run")
-            runs[run.content] = run
-    return list(runs.values())
+    first, *others = (int(fits.base["seed_everything"]) + i for i in range(n_seeds))
+    runs = []
+    for cell in cells(grid):
+        runs.append(_read(fits, shared, cell, first, out))
+        fits.check()
+    places = _places_of_seed(fits, shared, grid, others[-1]) if others else None
+    of_first = [*zip(cells(grid), runs, strict=True)]
+    for seed in others:
+        for cell, run in of_first:
+            if places is None:
+                runs.append(_read(fits, shared, cell, seed, out))
+                continue
+            name, arguments = _written(fits, shared, cell, seed, out)
+            what = at_seed(run.content, places, seed)
+            runs.append(replace(run, name=name, arguments=arguments, seed=seed, content=what))
+    _refuse_twins(runs)
+    return runs
 
 
-def _planned(
+def _read(
     fits: FitConfigs, shared: Sequence[str], cell: dict[str, str], seed: int, folder: Path
 ) -> PlannedRun:
-    name = f"{name_of(cell)}-seed{seed}"
-    flags = [f"--{key}={value}" for key, value in cell.items()]
-    place = json.dumps(_placed(fits.base["trainer"]["logger"], folder, name))
-    arguments = (
-        *shared,
-        *flags,
-        f"--seed_everything={seed}",
-        f"--trainer.logger={place}",
-        f"--trainer.default_root_dir={folder}",
-    )
+    name, arguments = _written(fits, shared, cell, seed, folder)
     try:
         config = fits.read(arguments)
     except InputError as error:
-        raise InputError(f"--grid {' '.join(flags).replace('--', '')}: {error}") from error
+        given = " ".join(f"{key}={value}" for key, value in cell.items())
+        raise InputError(f"--grid {given}: {error}") from error
     setting = {key: _at(fits.config["fit"], key) for key in cell}
     return PlannedRun(
         name, arguments, setting, seed, content(config), config["trainer"]["max_steps"]
     )
+
+
+def _written(
+    fits: FitConfigs, shared: Sequence[str], cell: dict[str, str], seed: int, folder: Path
+) -> tuple[str, tuple[str, ...]]:
+    """A run's name and the arguments of its fit."""
+    name = f"{name_of(cell)}-seed{seed}"
+    place = json.dumps(_placed(fits.base["trainer"]["logger"], folder, name))
+    return name, (
+        *shared,
+        *(f"--{key}={value}" for key, value in cell.items()),
+        f"--seed_everything={seed}",
+        f"--trainer.logger={place}",
+        f"--trainer.default_root_dir={folder}",
+    )
+
+
+def _places_of_seed(
+    fits: FitConfigs, shared: Sequence[str], grid: Mapping[str, list[str]], largest: int
+) -> list[Place] | None:
+    """Where the configs hold their seed; None if each has to be read.
+
+    Raises:
+        InputError: The largest seed is too large.
+    """
+    other = content(fits.read([*shared, f"--seed_everything={largest}"]))
+    if any("${" in value for values in grid.values() for value in values):
+        return None
+    return places_of_seed(content(fits.base), other, grid)
+
+
+def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
+    names: dict[str, str] = {}
+    for run in runs:
+        if (other := names.setdefault(run.content, run.name)) != run.name:
+            raise InputError(f"--grid: {run.name} and {other} are one and the same run")
 
 
 def _placed(logger: Any, folder: Path, name: str) -> Any:
