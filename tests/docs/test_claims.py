@@ -72,10 +72,13 @@ def test_the_runs_that_are_packed_give_the_verdict_on_the_page(tmp_path, monkeyp
     unpacked(packed, tmp_path)
     monkeypatch.chdir(tmp_path)
     name, said, command = said_of(page, packed)
-    claim, here = CLAIMS[name], Path("runs/claims", name, "cpu")
-    runs = {label: read(here / label, sweep) for label, sweep in claim.presets["cpu"].items()}
-    write_claim(judge(claim, "cpu", runs), here, "--jobs 2".join(command))
-    assert page.section(claim, CLAIMS, Path("runs/claims"), Path("docs")) == said
+    claim, root = CLAIMS[name], Path("runs/claims")
+    runs = {
+        label: read(root / of.name / "cpu" / label.rpartition("/")[2], sweep)
+        for label, (of, sweep) in page.used(claim, CLAIMS, "cpu")
+    }
+    write_claim(judge(claim, "cpu", runs), root / name / "cpu", "--jobs 2".join(command))
+    assert page.section(claim, CLAIMS, root, Path("docs")) == said
 
 
 @pytest.mark.slow
