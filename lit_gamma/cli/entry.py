@@ -176,8 +176,8 @@ def _in_one_line(message: Warning | str, *where: object) -> str:
 
 
 _HOW_TO_REFER = (
-    "; ${KEY} takes a whole key, and is written in a config file, there under all of its own key "
-    "(data: {init_args: {seed: ...}}, not data: {seed: ...})"
+    "; ${KEY} names a key in full and belongs in a config file, where the key that it is given to "
+    "is written in full as well: data: {init_args: {seed: ...}}, not data: {seed: ...}"
 )
 
 

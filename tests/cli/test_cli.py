@@ -274,7 +274,7 @@ BROKEN = "raise RuntimeError('oh')\n"
         (
             ["--config=x.yaml"],
             {"x.yaml": "extends: configs/anchor.yaml\ndata: {n_val: '${seed_everything}'}"},
-            r"seed_everything' not found .* in a config file, there under all of its own key",
+            r"seed_everything' not found .* written in full as well: data: \{init_args",
         ),
         (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${oc.env:UNSET_A}'}"}, r"UNSET_A"),
         (["--config=x.yaml"], {"x.yaml": "model: {gamma: '${who:1}'}"}, r"interpolation type who"),
