@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,10 @@ def plan(
         fits.check()
     places = _places_of_seed(fits, shared, grid, others[-1]) if others else None
     of_first = [*zip(cells(grid), runs, strict=True)]
-    for seed in others:
-        for cell, run in of_first:
-            if places is None:
-                runs.append(_read(fits, shared, cell, seed, out))
-                continue
+    for seed, (cell, run) in product(others, of_first):
+        if places is None:
+            runs.append(_read(fits, shared, cell, seed, out))
+        else:
             name, arguments = _written(fits, shared, cell, seed, out)
             what = at_seed(run.content, places, seed)
             runs.append(replace(run, name=name, arguments=arguments, seed=seed, content=what))

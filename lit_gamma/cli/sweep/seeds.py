@@ -58,11 +58,8 @@ def _leaves(value: Any, at: Place = ()) -> Iterator[tuple[Place, str]]:
 
 def _name(place: Place) -> Place:
     """A place as a command line names it, as far as the first list."""
-    return tuple(key for key in takewhile(_is_key, place) if key != "init_args")
-
-
-def _is_key(part: str | int) -> bool:
-    return isinstance(part, str)
+    keys = takewhile(lambda part: isinstance(part, str), place)
+    return tuple(key for key in keys if key != "init_args")
 
 
 def _within(one: Place, other: Place) -> bool:
